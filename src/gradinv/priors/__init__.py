@@ -1,0 +1,16 @@
+"""Generative image priors: what the attacker believes that images look like."""
+
+from pathlib import Path
+
+from gradinv.priors import dcgan as dcgan  # registers the architecture
+from gradinv.priors.generator import Generator, load_generator
+
+EMBEDDED = Path(__file__).parent.parent / "assets" / "fashion_mnist_prior"
+
+
+def embedded_prior() -> Generator:
+    """Returns the 32x32 grey-scale generator trained on Fashion-MNIST's training images."""
+    return load_generator(EMBEDDED)
+
+
+__all__ = ["EMBEDDED", "Generator", "embedded_prior", "load_generator"]

@@ -1,0 +1,126 @@
+"""DCGAN (Radford et al. 2016) for 32 and 64 pixels, with a discriminator of today.
+
+Deviations from the paper: He initialisation instead of N(0, 0.02), so that signals keep their
+size in eval mode too (an untrained generator is what GI-w and GIML start from); sigmoid instead of
+tanh, because images are in [0, 1]; spectral normalisation (Miyato et al. 2018) instead of batch
+normalisation in the discriminator, and a minibatch standard deviation channel (Karras et al. 2018).
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from gradinv.errors import PriorError
+from gradinv.priors.generator import Generator, register
+
+
+def _levels(image_size: int) -> int:
+    """Returns how many times 4 doubles to ``image_size``."""
+    levels = int(math.log2(image_size / 4)) if image_size >= 8 else 0
+    if levels < 1 or 4 * 2**levels != image_size:
+        raise PriorError(
+            f"expected an image size of 4 times a power of two (32, 64), got {image_size}; "
+            "choose --image-size 32 or 64"
+        )
+    return levels
+
+
+@register("dcgan")
+class DCGAN(Generator):
+    """Transposed convolutions from 4x4 to the image, batch norm and ReLU between them.
+
+    Args:
+        image_size: height and width in pixels, 4 times a power of two.
+        channels: 1 or 3.
+        base_channels: channels of the last hidden layer; doubled at every smaller resolution.
+        latent_dim: length of z, standard normal.
+    """
+
+    def __init__(
+        self, *, image_size: int = 32, channels: int = 3, base_channels: int = 48, latent_dim: int = 128
+    ) -> None:
+        super().__init__()
+        levels = _levels(image_size)
+        self.latent_shape = (latent_dim,)
+        self.image_shape = (channels, image_size, image_size)
+        self.base_channels = base_channels
+        widths = [base_channels * 2**level for level in reversed(range(levels))]
+        layers: list[nn.Module] = []
+        previous = latent_dim
+        for index, width in enumerate(widths):
+            stride, padding = (1, 0) if index == 0 else (2, 1)
+            layers += [
+                nn.ConvTranspose2d(previous, width, 4, stride, padding, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+            ]
+            previous = width
+        layers.append(nn.ConvTranspose2d(previous, channels, 4, 2, 1))
+        self.layers = nn.Sequential(*layers)
+        for module in self.modules():
+            if isinstance(module, nn.ConvTranspose2d):
+                # Of the 4x4 kernel, stride s lets (4/s)^2 taps reach one output pixel; the first
+                # layer sees a 1x1 input, so one tap does.
+                taps = 1 if module.stride[0] == 1 else 4
+                nn.init.normal_(module.weight, std=math.sqrt(2 / (module.in_channels * taps)))
+
+    def config(self) -> dict[str, int]:
+        """Returns the constructor's arguments."""
+        return {
+            "image_size": self.image_shape[1],
+            "channels": self.image_shape[0],
+            "base_channels": self.base_channels,
+            "latent_dim": self.latent_shape[0],
+        }
+
+    def forward(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channel height width"]:
+        """Returns images in [0, 1]."""
+        return torch.sigmoid(self.layers(z[:, :, None, None]))
+
+
+class MinibatchStd(nn.Module):
+    """Appends the standard deviation over groups of 4 images as one more channel."""
+
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Tensor:
+        """Returns x with one channel more; the batch must divide by 4."""
+        batch, channel, height, width = x.shape
+        groups = x.float().reshape(-1, 4, channel, height, width)
+        std = (groups.var(dim=1, correction=0) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+        std = std.repeat_interleave(4).to(x.dtype).view(batch, 1, 1, 1)
+        return torch.cat([x, std.expand(batch, 1, height, width)], dim=1)
+
+
+class Discriminator(nn.Module):
+    """Strided convolutions with spectral normalisation; one score an image.
+
+    Args:
+        image_size: height and width in pixels, 4 times a power of two.
+        channels: 1 or 3.
+        base_channels: channels of the first layer; doubled at every smaller resolution.
+    """
+
+    def __init__(self, *, image_size: int, channels: int, base_channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        previous = channels
+        for level in range(_levels(image_size)):
+            width = base_channels * 2**level
+            layers += [
+                parametrizations.spectral_norm(nn.Conv2d(previous, width, 4, 2, 1)),
+                nn.LeakyReLU(0.2),
+            ]
+            previous = width
+        layers += [
+            MinibatchStd(),
+            parametrizations.spectral_norm(nn.Conv2d(previous + 1, previous, 3, 1, 1)),
+            nn.LeakyReLU(0.2),
+            parametrizations.spectral_norm(nn.Conv2d(previous, 1, 4)),
+        ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch"]:
+        """Returns scores; larger means more real. Pixels are taken in [0, 1]."""
+        return self.layers(2 * x - 1).flatten()

@@ -1,0 +1,173 @@
+"""What a prior is: a network from latents to images in [0, 1], and how it lies on disk.
+
+A prior is a folder with ``model.safetensors`` (weights), ``config.json`` (architecture) and
+``card.json`` (data, command, seed, revision, quality).
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gradinv.errors import PriorError, did_you_mean
+from gradinv.files import load_tensors, read_json, save_tensors, write_json
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.json"
+
+
+class Generator(nn.Module):
+    """Base class of generators G_w: latents z to images x (Jeon et al. 2021, section 3).
+
+    A subclass sets the two shapes, defines ``forward`` and returns from ``config`` what its
+    constructor needs. In eval mode every image must depend on its own latent alone, because the
+    w stage gives each image a copy of the weights.
+
+    Attributes:
+        latent_shape: shape of one latent.
+        image_shape: (channel, height, width) of one image.
+    """
+
+    latent_shape: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+
+    def forward(self, z: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch channel height width"]:
+        """Returns the images in [0, 1] that belong to the latents."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def config(self) -> dict[str, Any]:
+        """Returns the constructor's keyword arguments, as JSON holds them."""
+        raise PriorError(
+            f"expected a generator that can be rebuilt from a config, got {type(self).__name__}; "
+            "define config() and register the class, or use an attack that does not need that"
+        )
+
+    def sample_latents(self, count: int, generator: torch.Generator) -> Float[Tensor, "batch *latent"]:
+        """Draws ``count`` standard normal latents, on the device of the weights."""
+        parameter = next(self.parameters())
+        latents = torch.randn((count, *self.latent_shape), generator=generator)
+        return latents.to(parameter)
+
+    def untrained(self, generator: torch.Generator) -> "Generator":
+        """Returns the same architecture with fresh random weights, in eval mode (for GI-w).
+
+        Raises:
+            PriorError: the generator cannot be rebuilt from a config.
+        """
+        config = self.config()
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = type(self)(**config)
+        return fresh.to(next(self.parameters())).eval()
+
+
+ARCHITECTURES: dict[str, type[Generator]] = {}
+
+
+def register(name: str) -> Callable[[type[Generator]], type[Generator]]:
+    """Makes a generator class loadable from a prior's folder under ``name``."""
+
+    def add(cls: type[Generator]) -> type[Generator]:
+        ARCHITECTURES[name] = cls
+        return cls
+
+    return add
+
+
+def architecture_of(generator: Generator) -> str:
+    """Returns the name that the generator's class is registered under."""
+    for name, cls in ARCHITECTURES.items():
+        if type(generator) is cls:
+            return name
+    raise PriorError(
+        f"expected a registered generator class, got {type(generator).__name__}; "
+        "decorate the class with gradinv.priors.generator.register"
+    )
+
+
+def save_generator(generator: Generator, folder: Path, card: Mapping[str, Any]) -> None:
+    """Saves a prior's folder; the weights come last, so that a folder with weights is whole."""
+    folder = Path(folder)
+    architecture = architecture_of(generator)
+    write_json(folder / CONFIG, {"architecture": architecture, **generator.config()})
+    write_json(folder / CARD, dict(card))
+    save_tensors(folder / WEIGHTS, generator.state_dict(), {"kind": "prior", "schema": 1})
+
+
+def load_generator(folder: Path) -> Generator:
+    """Loads a prior in eval mode, its parameters not requiring gradients.
+
+    Raises:
+        PriorError: no such folder, an unknown architecture, or weights that do not fit it.
+        StorageError: a pickle, a truncated or a foreign file.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        got = "a file" if folder.is_file() else f"no {CONFIG} there"
+        if folder.is_file():
+            load_tensors(folder, what="a prior")
+        raise PriorError(
+            f"expected a prior's folder with {WEIGHTS} and {CONFIG} at {folder}, got {got}; "
+            "make one with 'gradinv prior train'"
+        )
+    config = read_json(folder / CONFIG)
+    name = config.pop("architecture", None)
+    if name not in ARCHITECTURES:
+        raise PriorError(
+            f"expected a known generator architecture in {folder / CONFIG}, got '{name}'; "
+            + did_you_mean(str(name), ARCHITECTURES)
+        )
+    try:
+        generator = ARCHITECTURES[name](**config)
+    except TypeError as error:
+        raise PriorError(
+            f"expected the settings of {name} in {folder / CONFIG}, got '{error}'; "
+            "make the prior again"
+        ) from error
+    tensors, _ = load_tensors(folder / WEIGHTS, what="a prior")
+    try:
+        generator.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise PriorError(
+            f"expected weights of the {name} in {folder / CONFIG}, got others "
+            f"({' '.join(str(error).split())}); keep the files of one prior together"
+        ) from error
+    return generator.eval().requires_grad_(False)
+
+
+def load_card(folder: Path) -> dict[str, Any]:
+    """Returns the card of a prior: where it comes from and how good it is."""
+    return read_json(Path(folder) / CARD)
+
+
+class Adapted(Generator):
+    """A foreign network as a prior: any module from latents to images.
+
+    Args:
+        module: maps (batch, *latent_shape) to (batch, channel, height, width).
+        latent_shape: shape of one latent, standard normal.
+        image_shape: (channel, height, width) of one image.
+        output_range: the values that mean black and white; (-1, 1) for a tanh output.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        latent_shape: tuple[int, ...],
+        image_shape: tuple[int, int, int],
+        output_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.latent_shape = latent_shape
+        self.image_shape = image_shape
+        self.output_range = output_range
+
+    def forward(self, z: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch channel height width"]:
+        """Returns the module's output, rescaled to [0, 1]."""
+        low, high = self.output_range
+        return ((self.module(z) - low) / (high - low)).clamp(0, 1)
