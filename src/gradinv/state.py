@@ -35,10 +35,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Puts back what :func:`optimizer_tensors` returned."""
+    """Puts back what :func:`optimizer_tensors` returned.
+
+    Each moment gets the memory layout of its parameter, which a file does not keep: the fused step
+    rounds differently where the two differ.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         index, name = key.split("/", 1)
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)  # noqa: PLW2901
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

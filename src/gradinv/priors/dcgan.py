@@ -1,9 +1,11 @@
 """DCGAN (Radford et al. 2016) for 32 and 64 pixels, with a discriminator of today.
 
-Deviations from the paper: He initialisation instead of N(0, 0.02), so that signals keep their
-size in eval mode too (an untrained generator is what GI-w and GIML start from); sigmoid instead of
-tanh, because images are in [0, 1]; spectral normalisation (Miyato et al. 2018) instead of batch
-normalisation in the discriminator, and a minibatch standard deviation channel (Karras et al. 2018).
+Deviations from the paper: the generator starts as a chain of bilinear upsamplings with random
+channel mixing of He's scale instead of N(0, 0.02), so that signals keep their size in eval mode too
+(an untrained generator is what GI-w and GIML start from) and no checkerboard has to be unlearned;
+sigmoid instead of tanh, because images are in [0, 1]; spectral normalisation (Miyato et al. 2018)
+or none instead of batch normalisation in the discriminator, and a minibatch standard deviation
+channel (Karras et al. 2018).
 """
 
 import math
@@ -26,6 +28,20 @@ def _levels(image_size: int) -> int:
             "choose --image-size 32 or 64"
         )
     return levels
+
+
+@torch.no_grad()
+def _initialize(layer: nn.ConvTranspose2d) -> None:
+    """Random channel mixing, He's scale; bilinear upsampling in space where the layer upsamples."""
+    scale = math.sqrt(2 / layer.in_channels)
+    if layer.stride[0] == 1:
+        nn.init.normal_(layer.weight, std=scale)
+        return
+    taps = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    mixing = torch.randn(*layer.weight.shape[:2], 1, 1) * scale
+    # A little of a random kernel, so that the channels can differ in space from the first step on.
+    noise = torch.randn_like(layer.weight) * (0.25 * scale)
+    layer.weight.copy_(mixing * torch.outer(taps, taps) + noise)
 
 
 @register("dcgan")
@@ -62,10 +78,7 @@ class DCGAN(Generator):
         self.layers = nn.Sequential(*layers)
         for module in self.modules():
             if isinstance(module, nn.ConvTranspose2d):
-                # Of the 4x4 kernel, stride s lets (4/s)^2 taps reach one output pixel; the first
-                # layer sees a 1x1 input, so one tap does.
-                taps = 1 if module.stride[0] == 1 else 4
-                nn.init.normal_(module.weight, std=math.sqrt(2 / (module.in_channels * taps)))
+                _initialize(module)
 
     def config(self) -> dict[str, int]:
         """Returns the constructor's arguments."""
@@ -94,33 +107,76 @@ class MinibatchStd(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Strided convolutions with spectral normalisation; one score an image.
+    """Strided convolutions; one score an image.
 
     Args:
         image_size: height and width in pixels, 4 times a power of two.
         channels: 1 or 3.
         base_channels: channels of the first layer; doubled at every smaller resolution.
+        spectral_norm: bound every layer's spectral norm by 1.
     """
 
-    def __init__(self, *, image_size: int, channels: int, base_channels: int) -> None:
+    def __init__(
+        self, *, image_size: int, channels: int, base_channels: int, spectral_norm: bool = True
+    ) -> None:
         super().__init__()
+
+        def bound(layer: nn.Conv2d) -> nn.Module:
+            return parametrizations.spectral_norm(layer) if spectral_norm else layer
+
         layers: list[nn.Module] = []
         previous = channels
         for level in range(_levels(image_size)):
             width = base_channels * 2**level
             layers += [
-                parametrizations.spectral_norm(nn.Conv2d(previous, width, 4, 2, 1)),
+                bound(nn.Conv2d(previous, width, 4, 2, 1)),
                 nn.LeakyReLU(0.2),
             ]
             previous = width
         layers += [
             MinibatchStd(),
-            parametrizations.spectral_norm(nn.Conv2d(previous + 1, previous, 3, 1, 1)),
+            bound(nn.Conv2d(previous + 1, previous, 3, 1, 1)),
             nn.LeakyReLU(0.2),
-            parametrizations.spectral_norm(nn.Conv2d(previous, 1, 4)),
+            bound(nn.Conv2d(previous, 1, 4)),
         ]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch"]:
         """Returns scores; larger means more real. Pixels are taken in [0, 1]."""
         return self.layers(2 * x - 1).flatten()
+
+
+class Encoder(nn.Module):
+    """Strided convolutions from an image to mean and log-variance of its latent.
+
+    Needed only while a prior is trained with a reconstruction term.
+
+    Args:
+        image_size: height and width in pixels, 4 times a power of two.
+        channels: 1 or 3.
+        base_channels: channels of the first layer; doubled at every smaller resolution.
+        latent_dim: length of z.
+    """
+
+    def __init__(
+        self, *, image_size: int, channels: int, base_channels: int, latent_dim: int
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        previous = channels
+        for level in range(_levels(image_size)):
+            width = base_channels * 2**level
+            layers += [
+                nn.Conv2d(previous, width, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.LeakyReLU(0.2),
+            ]
+            previous = width
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(previous * 16, 2 * latent_dim))
+
+    def forward(
+        self, x: Float[Tensor, "batch channel height width"]
+    ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
+        """Returns mean and log-variance. Pixels are taken in [0, 1]."""
+        mean, log_variance = self.layers(2 * x - 1).float().chunk(2, dim=1)
+        return mean, log_variance.clamp(-8, 4)

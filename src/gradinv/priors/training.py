@@ -15,7 +15,7 @@ from gradinv.environment import revision, versions
 from gradinv.errors import ConfigError, DataError, PriorError
 from gradinv.files import load_tensors, save_tensors, write_json
 from gradinv.priors.augment import augment, flip
-from gradinv.priors.dcgan import DCGAN, Discriminator
+from gradinv.priors.dcgan import DCGAN, Discriminator, Encoder
 from gradinv.priors.generator import Generator, save_generator
 from gradinv.priors.quality import Quality, measure_quality
 from gradinv.priors.samples import save_sample_grid
@@ -34,9 +34,16 @@ class TrainingConfig:
         latent_dim: length of z.
         loss: ``hinge`` (Miyato et al. 2018) or ``non-saturating`` (Goodfellow et al. 2014).
         batch_size: images a step, a multiple of 4.
-        lr: Adam's step size, both networks.
+        lr: Adam's step size for the generator.
+        lr_discriminator: Adam's step size for the discriminator.
         ema: decay of the weight average that is kept as the prior.
         r1: weight of the R1 penalty (Mescheder et al. 2018), applied every 16 steps; 0 for none.
+        spectral_norm: in the discriminator; without it, use ``r1``.
+        reconstruction: standard deviation of a pixel in the likelihood of a VAE that shares the
+            generator (Larsen et al. 2016, VAE/GAN): an encoder and the term
+            |x - G(E(x))|^2 / (2 sigma^2) + KL make G cover the data, which is what searching its
+            latents needs, and learn in a fraction of the time. 0 trains a plain GAN.
+        adversarial: weight of the adversarial loss beside the reconstruction term.
         flip: mirror half of the real images.
         precision: ``bf16`` runs convolutions under autocast (1.6 times as fast where the processor
             has the instructions); ``fp32`` does not.
@@ -48,8 +55,12 @@ class TrainingConfig:
     loss: Literal["hinge", "non-saturating"] = "hinge"
     batch_size: int = 64
     lr: float = 2e-4
+    lr_discriminator: float = 4e-4
     ema: float = 0.999
     r1: float = 0.0
+    spectral_norm: bool = True
+    reconstruction: float = 0.1
+    adversarial: float = 0.02
     flip: bool = False
     precision: Literal["bf16", "fp32"] = "fp32"
     seed: int = 0
@@ -117,20 +128,29 @@ class GanTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.generator = DCGAN(**architecture, latent_dim=config.latent_dim).to(device)
-            self.discriminator = Discriminator(**architecture).to(device)
+            self.discriminator = Discriminator(
+                **architecture, spectral_norm=config.spectral_norm
+            ).to(device)
         self.average = DCGAN(**architecture, latent_dim=config.latent_dim).to(device)
         self.average.load_state_dict(self.generator.state_dict())
         self.average.eval().requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed + 1)
+            self.encoder = Encoder(**architecture, latent_dim=config.latent_dim).to(device)
         if device.type == "cpu":
             # With bf16 this layout is 1.7 times as fast as fp32 on the processors measured.
             self.generator.to(memory_format=torch.channels_last)
             self.discriminator.to(memory_format=torch.channels_last)
+            self.encoder.to(memory_format=torch.channels_last)
         betas = (0.5, 0.999)
+        learned = [*self.generator.parameters()]
+        if config.reconstruction:
+            learned += self.encoder.parameters()
         self.generator_optimizer = torch.optim.Adam(
-            self.generator.parameters(), lr=config.lr, betas=betas, fused=True
+            learned, lr=config.lr, betas=betas, fused=True
         )
         self.discriminator_optimizer = torch.optim.Adam(
-            self.discriminator.parameters(), lr=config.lr, betas=betas, fused=True
+            self.discriminator.parameters(), lr=config.lr_discriminator, betas=betas, fused=True
         )
         self.source = torch.Generator().manual_seed(config.seed)
         self.step_count = 0
@@ -147,6 +167,15 @@ class GanTrainer:
 
     def _scores(self, images: Tensor) -> Float[Tensor, "batch"]:
         return self.discriminator(augment(images, self.source)).float()
+
+    def _reconstruction_loss(self, real: Tensor) -> Float[Tensor, ""]:
+        """Returns the negative ELBO per pixel of a Gaussian likelihood."""
+        mean, log_variance = self.encoder(real)
+        noise = torch.randn(mean.shape, generator=self.source).to(mean)
+        rebuilt = self.generator(mean + noise * (0.5 * log_variance).exp()).float()
+        error = (rebuilt - real).square().mean() / (2 * self.config.reconstruction**2)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1)
+        return error + divergence.mean() / real[0].numel()
 
     def _r1_penalty(self, real: Tensor) -> Float[Tensor, ""]:
         real = real.detach().requires_grad_()
@@ -188,6 +217,8 @@ class GanTrainer:
         with autocast:
             score = self._scores(self._fake())
             loss = -score.mean() if hinge else F.softplus(-score).mean()
+            if self.config.reconstruction:
+                loss = self.config.adversarial * loss + self._reconstruction_loss(real)
         generator_loss = loss.item()
         self.generator_optimizer.zero_grad()
         loss.backward()
@@ -222,6 +253,7 @@ class GanTrainer:
             **with_prefix("generator", self.generator.state_dict()),
             **with_prefix("discriminator", self.discriminator.state_dict()),
             **with_prefix("average", self.average.state_dict()),
+            **with_prefix("encoder", self.encoder.state_dict()),
             **with_prefix("generator_optimizer", optimizer_tensors(self.generator_optimizer)),
             **with_prefix("discriminator_optimizer", optimizer_tensors(self.discriminator_optimizer)),
             "source": self.source.get_state(),
@@ -233,6 +265,7 @@ class GanTrainer:
             ("generator", self.generator),
             ("discriminator", self.discriminator),
             ("average", self.average),
+            ("encoder", self.encoder),
         )
         for name, module in modules:
             module.load_state_dict(take_prefix(name, tensors))

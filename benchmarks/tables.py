@@ -1,0 +1,161 @@
+"""Writes the tables of README and docs from ``results/*.json``: ``make tables``.
+
+A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``, each on a line of its own,
+and is made from ``results/NAME.json`` alone. A test fails when the two differ.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import RESULTS, ROOT, SCHEMA, cases_of, figure_key
+from gradinv.errors import ConfigError, GradinvError
+from gradinv.files import read_json, write_text
+
+Results = Mapping[str, Any]
+
+_BLOCK = re.compile(
+    r"^(?P<start><!-- table:(?P<name>[\w-]+) -->\n).*?^(?P<end><!-- /table -->)$",
+    re.DOTALL | re.MULTILINE,
+)
+_START = re.compile(r"^<!-- table:", re.MULTILINE)
+_ATTACK_COLUMNS = (
+    "images",
+    "defence",
+    "attack",
+    "PSNR, mean (dB)",
+    "PSNR, best of batch (dB)",
+    "SSIM, mean",
+    "seconds per update",
+    "n",
+)
+
+
+def attack_table(results: Results) -> str:
+    """Returns a row for each (data, setting) and attack; the highest mean PSNR of each is bold.
+
+    Raises:
+        ConfigError: a figure is missing.
+    """
+    main = results["settings"]["main"]
+    cases = cases_of(results["rows"])
+
+    def figure(metric: str, data: str, setting: str, attack: str) -> float:
+        key = figure_key(metric, attack, f"{data} {setting}", main)
+        if key not in results["figures"]:
+            raise ConfigError(
+                f"expected figure '{key}' in results/{results['name']}.json, got none; "
+                "measure it again"
+            )
+        return results["figures"][key]
+
+    highest: dict[tuple[str, str], float] = {}
+    for data, setting, attack in cases:
+        value = figure("psnr_mean", data, setting, attack)
+        highest[data, setting] = max(value, highest.get((data, setting), value))
+
+    lines = [
+        "| " + " | ".join(_ATTACK_COLUMNS) + " |",
+        "|" + "|".join(["---"] * 3 + ["---:"] * 5) + "|",
+    ]
+    for (data, setting, attack), rows in cases.items():
+        psnr = figure("psnr_mean", data, setting, attack)
+        bold = "**" if psnr == highest[data, setting] else ""
+        cells = (
+            data,
+            setting,
+            f"`{attack}`",
+            f"{bold}{psnr:.2f}{bold}",
+            f"{figure('psnr_best', data, setting, attack):.2f}",
+            f"{figure('ssim_mean', data, setting, attack):.3f}",
+            f"{figure('seconds', data, setting, attack):.0f}",
+            str(len(rows)),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+RENDERERS: dict[str, Callable[[Results], str]] = {
+    "audit-convnet": attack_table,
+    "audit-resnet18": attack_table,
+}
+
+
+def source_line(results: Results) -> str:
+    """Returns where the numbers of a table come from."""
+    machine = results["machine"]
+    commit, _, dirty = results["revision"].partition("-")
+    where = f"{machine['cores']} cores of {machine['processor']}"
+    if machine.get("accelerator"):
+        where = f"{machine['accelerator']}, {where}"
+    return (
+        f"From `results/{results['name']}.json`: revision {commit[:12]}"
+        f"{' with changes' if dirty else ''}, {results['date'][:10]}, {where}, "
+        f"torch {results['versions']['torch']}."
+    )
+
+
+def render(name: str, folder: Path = RESULTS) -> str:
+    """Returns the text of table ``name``; a sentence that says so where nothing is measured.
+
+    Raises:
+        ConfigError: there is no such table, or its results have another schema.
+        StorageError: the results are not JSON.
+    """
+    if name not in RENDERERS:
+        raise ConfigError(
+            f"expected a table among {', '.join(RENDERERS)}, got '{name}'; "
+            "add its renderer to benchmarks/tables.py"
+        )
+    path = Path(folder) / f"{name}.json"
+    if not path.exists():
+        return f"*Not measured yet: there is no `results/{name}.json`.*\n"
+    results = read_json(path)
+    if results.get("schema") != SCHEMA:
+        raise ConfigError(
+            f"expected schema {SCHEMA} in {path}, got {results.get('schema')}; measure it again"
+        )
+    return f"{RENDERERS[name](results)}\n\n{source_line(results)}\n"
+
+
+def fill(text: str, folder: Path = RESULTS, *, where: str = "the text") -> str:
+    """Returns the text with every table made anew.
+
+    Raises:
+        ConfigError: a table is not closed, or as :func:`render`.
+    """
+    filled, count = _BLOCK.subn(
+        lambda block: block["start"] + render(block["name"], folder) + block["end"], text
+    )
+    if count != len(_START.findall(text)):
+        raise ConfigError(
+            f"expected every table of {where} to end with '<!-- /table -->', got one that does "
+            "not; close it"
+        )
+    return filled
+
+
+def documents(root: Path = ROOT) -> list[Path]:
+    """Returns the files that may hold tables."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def main() -> int:
+    """Rewrites the tables and names the files that changed; 2 and one line when it cannot."""
+    try:
+        for path in documents():
+            text = path.read_text("utf-8")
+            filled = fill(text, where=path.name)
+            if filled != text:
+                write_text(path, filled)
+                print(f"wrote {path.relative_to(ROOT)}")
+    except GradinvError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""An attack as a value: stages over search spaces, a gradient distance, restarts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from gradinv.attacks.objectives import (
+    BatchNormMatching,
+    Cosine,
+    Distance,
+    Regularizer,
+    TotalVariation,
+)
+from gradinv.attacks.schedules import Schedule, StepDecay
+from gradinv.attacks.spaces import Space
+from gradinv.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam with its default betas.
+
+    Attributes:
+        lr: step size; in normalised pixel units for x.
+        lr_weights: step size of w where z and w are searched together; ``lr`` otherwise.
+        signed: feed it the sign of the gradient (Geiping et al. 2020).
+    """
+
+    lr: float
+    lr_weights: float | None = None
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One search from where the stage before ended.
+
+    Attributes:
+        space: what is searched.
+        steps: of the optimiser.
+        optimizer: how it steps.
+        schedule: its learning rate over the stage.
+        regularizers: added to the gradient distance.
+        keep: restarts that go on to the next stage, by matching cost; all when None.
+    """
+
+    space: Space
+    steps: int
+    optimizer: Adam
+    schedule: Schedule = StepDecay()  # noqa: RUF009 - a frozen value
+    regularizers: tuple[Regularizer, ...] = ()
+    keep: int | None = None
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A method of the literature, or one's own, with every number that it needs.
+
+    Attributes:
+        name: what the command line calls it.
+        stages: run one after the other.
+        distance: the gradient distance of all stages.
+        restarts: independent starts of the first stage.
+        tensors: match only this many tensors of largest norm; all when None.
+        reference: where the method comes from.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    distance: Distance = Cosine()  # noqa: RUF009 - a frozen value
+    restarts: int = 1
+    tensors: int | None = None
+    reference: str = ""
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether some stage searches a generator."""
+        return any(stage.space.needs_prior for stage in self.stages)
+
+    @property
+    def needs_bn(self) -> bool:
+        """Whether some stage matches batch-norm statistics."""
+        return any(
+            isinstance(term, BatchNormMatching)
+            for stage in self.stages
+            for term in stage.regularizers
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps over all stages; a step of all restarts counts once."""
+        return sum(stage.steps for stage in self.stages)
+
+    def scaled(self, factor: float) -> "Attack":
+        """Returns the attack with every stage's steps multiplied, at least 1 each.
+
+        Raises:
+            ConfigError: the factor is not positive.
+        """
+        if not 0 < factor < float("inf"):
+            raise ConfigError(
+                f"expected a positive factor on the steps, got {factor}; use --steps-scale 1"
+            )
+        return replace(
+            self,
+            stages=tuple(
+                replace(stage, steps=max(1, round(stage.steps * factor))) for stage in self.stages
+            ),
+        )
+
+    def with_restarts(self, restarts: int) -> "Attack":
+        """Returns the attack with another number of starts.
+
+        Raises:
+            ConfigError: fewer than one.
+        """
+        if restarts < 1:
+            raise ConfigError(f"expected at least 1 restart, got {restarts}; use --restarts 1")
+        return replace(self, restarts=restarts)
+
+    def with_total_variation(self, weights: Sequence[float]) -> "Attack":
+        """Returns the attack with other TV weights, one for all stages or one for each.
+
+        Raises:
+            ConfigError: another number of weights, or a negative one.
+        """
+        if len(weights) == 1:
+            weights = [weights[0]] * len(self.stages)
+        if len(weights) != len(self.stages) or min(weights) < 0:
+            raise ConfigError(
+                f"expected 1 or {len(self.stages)} TV weights of at least 0 for {self.name} "
+                f"({' then '.join(stage.space.name for stage in self.stages)}), "
+                f"got {', '.join(map(str, weights))}; write one for each stage"
+            )
+        stages = []
+        for stage, weight in zip(self.stages, weights, strict=True):
+            others = tuple(t for t in stage.regularizers if not isinstance(t, TotalVariation))
+            stages.append(replace(stage, regularizers=(TotalVariation(weight), *others)))
+        return replace(self, stages=tuple(stages))
+
+    def describe(self) -> dict[str, Any]:
+        """Returns every number of the attack as JSON holds it."""
+        return _plain(self)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {"kind": type(value).__name__, **named}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

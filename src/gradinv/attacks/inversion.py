@@ -1,0 +1,376 @@
+"""The one loop that steps attacks: stages over search spaces, restarts, checkpoints.
+
+Methods differ only in the :class:`~gradinv.attacks.attack.Attack` that they hand in.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gradinv.attacks.attack import Attack, Stage
+from gradinv.attacks.engine import PlainDoubleBackward, pixel_units
+from gradinv.attacks.objectives import LatentNorm, Target
+from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
+from gradinv.attacks.spaces import Scene, SearchSpace, Solution
+from gradinv.errors import AttackError, ConfigError, PriorError
+from gradinv.federated.observation import Observation, check_fits
+from gradinv.models.batchnorm import require_mode
+from gradinv.priors.generator import Generator
+from gradinv.state import load_optimizer_tensors, optimizer_tensors, take_prefix, with_prefix
+
+Callback = Callable[[Progress], None]
+
+
+def invert(
+    observation: Observation,
+    model: nn.Module,
+    attack: Attack,
+    *,
+    prior: Generator | None = None,
+    seed: int = 0,
+    callback: Callback | None = None,
+    resume: Checkpoint | None = None,
+    seconds: float | None = None,
+) -> Reconstruction:
+    """Rebuilds the client's images from its update (Jeon et al. 2021, Algorithm 1).
+
+    Runs on the model's device. With the same arguments and the same number of threads the result
+    is the same bit for bit, also when it was interrupted and resumed.
+
+    Args:
+        observation: what the server saw.
+        model: f_theta with the weights that the update was made with, in the protocol's mode.
+        attack: the method.
+        prior: G_w, for attacks over z or w.
+        seed: of the starting points.
+        callback: called after every step; an exception that it raises leaves this function.
+        resume: continue from here; attack, observation and seed must be those that it was made of.
+        seconds: wall-clock limit, shared among the stages in proportion to their steps and
+            replacing them: each stage decays its learning rate to the end of its share.
+
+    Returns:
+        The restart with the least matching cost.
+
+    Raises:
+        AttackError: the attack lacks something (a prior, labels, statistics), or the checkpoint
+            belongs to another run.
+        ObservationError: the update was made with another network.
+        ModelError: the model is in another mode than the client's.
+        PriorError: the prior's images have another shape.
+    """
+    check_fits(observation, model)
+    require_mode(model, observation.protocol.mode)
+    if seconds is not None and seconds <= 0:
+        raise ConfigError(f"expected a positive time limit in seconds, got {seconds}; use 60")
+    search = Search(observation, model, attack, prior=prior, seed=seed, seconds=seconds)
+    if resume is not None:
+        search.resume(resume)
+    while not search.done:
+        search.run_stage(callback)
+    return search.reconstruction()
+
+
+class Search:
+    """State of one attack between its steps."""
+
+    def __init__(
+        self,
+        observation: Observation,
+        model: nn.Module,
+        attack: Attack,
+        *,
+        prior: Generator | None,
+        seed: int,
+        seconds: float | None,
+    ) -> None:
+        weight = next(model.parameters())
+        self.observation = observation.to(weight.device, weight.dtype)
+        self.attack = attack
+        self.seconds = seconds
+        self.scene = _scene(self.observation, model, attack, prior)
+        target = Target(dict(self.observation.gradient), self.observation.sparsity_mask)
+        if attack.tensors is not None:
+            target = target.largest(attack.tensors)
+        self.engines = [
+            PlainDoubleBackward(
+                model,
+                self.observation,
+                distance=attack.distance,
+                regularizers=stage.regularizers,
+                target=target,
+            )
+            for stage in attack.stages
+        ]
+        self.source = torch.Generator().manual_seed(seed)
+        self.identity = _identity(observation, attack, seed)
+        self.previous: Solution | None = None
+        self.results: list[StageResult] = []
+        self.objective: Tensor = torch.empty(0)
+        self.dropped = False
+        self._open_stage()
+
+    @property
+    def done(self) -> bool:
+        """Whether every stage has ended."""
+        return len(self.results) == len(self.attack.stages)
+
+    @property
+    def stage(self) -> Stage:
+        """The present stage."""
+        return self.attack.stages[len(self.results)]
+
+    def _open_stage(self) -> None:
+        self.source_at_open = self.source.get_state()
+        self.space = self.stage.space.open(
+            self.scene, self.previous, self.attack.restarts, self.source
+        )
+        self.optimizer = _optimizer(self.stage, self.space)
+        restarts = self.space.solution().images.shape[0]
+        self.alive = torch.ones(restarts, dtype=torch.bool)
+        self.costs: list[Tensor] = []
+        self.stage_seconds = 0.0
+
+    def _share(self) -> float | None:
+        """Returns the seconds that the present stage may take."""
+        if self.seconds is None:
+            return None
+        return self.seconds * self.stage.steps / self.attack.total_steps
+
+    def _progress(self) -> float:
+        share = self._share()
+        if share is not None:
+            return self.stage_seconds / share
+        return len(self.costs) / self.stage.steps
+
+    def run_stage(self, callback: Callback | None) -> None:
+        """Runs the present stage to its end and opens the next one."""
+        while (progress := self._progress()) < 1:
+            started = time.perf_counter()
+            self._step(self.stage.schedule.factor(progress))
+            self.stage_seconds += time.perf_counter() - started
+            if callback is not None:
+                callback(self._report())
+        self._close_stage()
+
+    def _step(self, factor: float) -> None:
+        """Moves every restart once; one that is no longer finite stands still from then on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        searched = [parameter for parameter in self.space.parameters() if parameter.requires_grad]
+        images = self.space()
+        evaluated = self.engines[len(self.results)].evaluate(images)
+        cost, outputs, directions = evaluated.cost, [images], [evaluated.gradient]
+        penalty = self._latent_penalty()
+        if penalty is not None:
+            cost = cost + penalty.detach()
+            outputs.append(penalty)
+            directions.append(torch.ones_like(penalty))
+        self.costs.append(cost.cpu())
+        self.alive &= torch.isfinite(cost.cpu())
+        # One vector-Jacobian product takes dc/dx to whatever is searched.
+        gradients = torch.autograd.grad(outputs, searched, directions)
+        dead = ~self.alive.to(images.device)
+        for parameter, gradient in zip(searched, gradients, strict=True):
+            if dead.any():
+                gradient = gradient.clone()  # noqa: PLW2901
+                gradient[dead] = 0
+            parameter.grad = gradient.sign() if self.stage.optimizer.signed else gradient
+        self.optimizer.step()
+        self.space.project()
+
+    def _latent_penalty(self) -> Float[Tensor, " restart"] | None:
+        """Returns the latent terms of every restart, where the stage has some."""
+        latents = self.space.latents()
+        terms = [term for term in self.stage.regularizers if isinstance(term, LatentNorm)]
+        if latents is None or not terms or not latents.requires_grad:
+            return None
+        return torch.stack([
+            torch.stack([term(z) for term in terms]).sum() for z in latents
+        ])  # fmt: skip
+
+    def _close_stage(self) -> None:
+        """Scores the end point itself, keeps the best restarts and opens the next stage."""
+        started = time.perf_counter()
+        solution = self.space.solution()
+        objective = self.engines[len(self.results)].matching(solution.images).cpu()
+        objective[~self.alive] = torch.inf
+        order = objective.argsort(stable=True)
+        self.dropped |= not bool(self.alive.all())
+        keep = order[: self.stage.keep]
+        self.objective = objective
+        self.stage_seconds += time.perf_counter() - started
+        self.results.append(
+            StageResult(
+                name=self.stage.space.name,
+                images=torch.nan_to_num(solution.images[order[0]]).clamp(0, 1),
+                cost=torch.stack(self.costs),
+                steps=len(self.costs),
+                seconds=self.stage_seconds,
+            )
+        )
+        self.previous = solution.select(keep.to(solution.images.device))
+        if not self.done:
+            self._open_stage()
+
+    def reconstruction(self) -> Reconstruction:
+        """Returns the restart with the least matching cost of the last stage."""
+        best = int(self.objective.argmin())
+        if not torch.isfinite(self.objective).any():
+            outcome = Outcome.NON_FINITE
+        elif self.seconds is not None:
+            outcome = Outcome.TIME_LIMIT
+        else:
+            outcome = Outcome.SOME_NON_FINITE if self.dropped else Outcome.COMPLETED
+        assert self.observation.labels is not None
+        return Reconstruction(
+            images=self.results[-1].images,
+            labels=self.observation.labels,
+            objective=self.objective,
+            best=best,
+            stages=tuple(self.results),
+            outcome=outcome,
+            seconds=sum(result.seconds for result in self.results),
+        )
+
+    def _report(self) -> Progress:
+        stages = self.attack.stages
+        total = self.attack.total_steps
+        before = sum(stage.steps for stage in stages[: len(self.results)])
+        within = min(1.0, self._progress())
+        return Progress(
+            stage=len(self.results),
+            stage_name=self.stage.space.name,
+            stages=len(stages),
+            step=sum(result.steps for result in self.results) + len(self.costs),
+            steps=total,
+            cost=self.costs[-1],
+            seconds=sum(result.seconds for result in self.results) + self.stage_seconds,
+            fraction=(before + within * self.stage.steps) / total,
+            checkpoint=self.checkpoint,
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """Returns everything that the rest of the attack depends on."""
+        tensors = {
+            **with_prefix("space", dict(self.space.named_parameters())),
+            **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
+            "costs": torch.stack(self.costs),
+            "alive": self.alive,
+            "source": self.source.get_state(),
+            "source_at_open": self.source_at_open,
+        }
+        if self.previous is not None:
+            tensors |= with_prefix("previous", self.previous.tensors())
+        for index, result in enumerate(self.results):
+            tensors[f"result/{index}/images"] = result.images
+            tensors[f"result/{index}/cost"] = result.cost
+        header = {
+            "identity": self.identity,
+            "results": [
+                {"name": result.name, "steps": result.steps, "seconds": result.seconds}
+                for result in self.results
+            ],
+            "stage_seconds": self.stage_seconds,
+            "seconds": self.seconds,
+            "dropped": self.dropped,
+        }
+        return Checkpoint({name: value.detach().clone() for name, value in tensors.items()}, header)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Puts the search back to where the checkpoint was taken.
+
+        Raises:
+            AttackError: the checkpoint is of another attack, update, seed or time limit.
+        """
+        tensors, header = checkpoint.tensors, checkpoint.header
+        differing = [
+            name for name, value in self.identity.items() if header["identity"].get(name) != value
+        ]
+        differing += ["seconds"] if header["seconds"] != self.seconds else []
+        if differing:
+            raise AttackError(
+                f"expected a checkpoint of this run, got one of another {', '.join(differing)}; "
+                "resume with the same settings, or start anew without the checkpoint"
+            )
+        self.results = [
+            StageResult(
+                images=tensors[f"result/{index}/images"].to(self.scene.mean),
+                cost=tensors[f"result/{index}/cost"],
+                **result,
+            )
+            for index, result in enumerate(header["results"])
+        ]
+        previous = take_prefix("previous", tensors)
+        device = self.scene.mean.device
+        if previous:
+            self.previous = Solution.from_tensors(
+                {name: value.to(device) for name, value in previous.items()}
+            )
+        # Opening draws from the source, so it must start from where it was when first opened.
+        self.source.set_state(tensors["source_at_open"])
+        self._open_stage()
+        self.source.set_state(tensors["source"])
+        with torch.no_grad():
+            for name, parameter in self.space.named_parameters():
+                parameter.copy_(tensors[f"space/{name}"])
+        load_optimizer_tensors(self.optimizer, take_prefix("optimizer", tensors))
+        self.costs = list(tensors["costs"].unbind())
+        self.alive = tensors["alive"]
+        self.stage_seconds = header["stage_seconds"]
+        self.dropped = header["dropped"]
+
+
+def _scene(
+    observation: Observation, model: nn.Module, attack: Attack, prior: Generator | None
+) -> Scene:
+    weight = next(model.parameters())
+    mean, std = pixel_units(model, observation.image_shape, weight.detach())
+    if prior is not None and attack.needs_prior:
+        if tuple(prior.image_shape) != tuple(observation.image_shape):
+            raise PriorError(
+                f"expected a prior of images (channel, height, width) {observation.image_shape}, "
+                f"got {prior.image_shape}; train one of that size, or change --image-size"
+            )
+        if prior.training:
+            raise PriorError(
+                "expected the prior in eval mode, got train mode; call prior.eval()"
+            )
+        prior = prior.to(weight.device)
+    scene = Scene(observation.batch_size, observation.image_shape, mean, std, prior)
+    if attack.needs_prior:
+        scene.generator()
+    return scene
+
+
+def _optimizer(stage: Stage, space: SearchSpace) -> torch.optim.Adam:
+    """Returns Adam over what is searched; ``base_lr`` is the rate before the schedule."""
+    settings = stage.optimizer
+    groups: list[dict[str, Any]] = []
+    for name, parameter in space.named_parameters():
+        if parameter.requires_grad:
+            own = settings.lr_weights if name.startswith("w.") else None
+            lr = settings.lr if own is None else own
+            groups.append({"params": [parameter], "lr": lr, "base_lr": lr})
+    return torch.optim.Adam(groups, fused=True)
+
+
+def _identity(observation: Observation, attack: Attack, seed: int) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name, value in observation.gradient.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    settings = json.dumps(replace(attack, reference="").describe(), sort_keys=True)
+    return {
+        "attack": hashlib.sha256(settings.encode()).hexdigest()[:16],
+        "update": digest.hexdigest()[:16],
+        "seed": seed,
+    }
+
+

@@ -1,0 +1,293 @@
+"""Search spaces: what an attack's optimiser moves, and how it becomes images.
+
+A space is opened for one stage from what the stage before left (a :class:`Solution`). It is an
+``nn.Module`` whose ``forward`` gives the images of every restart. Every image owns its latent and,
+where weights are searched, its own copy of the generator's weights (Jeon et al. 2021, eq. 7).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from gradinv.errors import AttackError
+from gradinv.priors.generator import Generator
+
+Images = Float[Tensor, "restart batch channel height width"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Public facts that a space needs: shapes, pixel units, the prior.
+
+    Attributes:
+        batch_size: images to rebuild.
+        image_shape: (channel, height, width).
+        mean: of the network's normalisation, (channel, 1, 1).
+        std: of the network's normalisation, (channel, 1, 1).
+        prior: the generator, if the attacker has one.
+    """
+
+    batch_size: int
+    image_shape: tuple[int, int, int]
+    mean: Float[Tensor, "channel 1 1"]
+    std: Float[Tensor, "channel 1 1"]
+    prior: Generator | None = None
+
+    def generator(self) -> Generator:
+        """Returns the prior.
+
+        Raises:
+            AttackError: there is none.
+        """
+        if self.prior is None:
+            raise AttackError(
+                "expected a prior for an attack over z or w, got none; give one with --prior, "
+                "train one with 'gradinv prior train', or attack without a prior: gi-x"
+            )
+        return self.prior
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Where a stage ended; the leading dimension of everything is the restart.
+
+    Attributes:
+        images: the pictures themselves, in [0, 1].
+        latents: z of every image, where a generator was searched.
+        weights: w of every image by parameter name, where it was searched.
+    """
+
+    images: Images
+    latents: Float[Tensor, "restart batch *latent"] | None = None
+    weights: dict[str, Tensor] | None = None
+
+    def select(self, restarts: Tensor) -> "Solution":
+        """Returns the solution of the given restarts alone."""
+        return Solution(
+            self.images[restarts],
+            None if self.latents is None else self.latents[restarts],
+            None
+            if self.weights is None
+            else {name: value[restarts] for name, value in self.weights.items()},
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the solution as named tensors, for a checkpoint."""
+        named = {"images": self.images}
+        if self.latents is not None:
+            named["latents"] = self.latents
+        for name, value in (self.weights or {}).items():
+            named[f"weights/{name}"] = value
+        return named
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "Solution":
+        """Returns the solution that :meth:`tensors` described."""
+        weights = {
+            name.removeprefix("weights/"): value
+            for name, value in tensors.items()
+            if name.startswith("weights/")
+        }
+        return cls(tensors["images"], tensors.get("latents"), weights or None)
+
+
+class SearchSpace(nn.Module):
+    """Base class: parameters with a leading restart dimension, images out."""
+
+    def forward(self) -> Images:
+        """Returns the images in [0, 1] at the present point."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def latents(self) -> Float[Tensor, "restart batch *latent"] | None:
+        """Returns the latents, where there are any."""
+        return None
+
+    def project(self) -> None:
+        """Puts the point back into its set after a step."""
+
+    @torch.no_grad()
+    def solution(self) -> Solution:
+        """Returns the present point."""
+        return Solution(self().detach().clone())
+
+
+class PixelSpace(SearchSpace):
+    """Images as they are, held as u with x = mean + std u (normalised pixel units).
+
+    Published learning rates and total-variation weights live in these units.
+    """
+
+    def __init__(self, u: Images, scene: Scene, *, box: bool) -> None:
+        super().__init__()
+        self.u = nn.Parameter(u)
+        self.register_buffer("mean", scene.mean)
+        self.register_buffer("std", scene.std)
+        self.box = box
+
+    def forward(self) -> Images:
+        """Returns mean + std u."""
+        return self.mean + self.std * self.u
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Clips every pixel to [0, 1], unless the space was opened without a box."""
+        if self.box:
+            torch.clamp(self.u, -self.mean / self.std, (1 - self.mean) / self.std, out=self.u.data)
+
+    @torch.no_grad()
+    def solution(self) -> Solution:
+        """Returns the present point, clipped to [0, 1] in any case: it is a picture."""
+        return Solution(self().detach().clamp(0, 1))
+
+
+class GeneratorSpace(SearchSpace):
+    """Images of a generator: search over z, over one w per image, or over both.
+
+    Args:
+        generator: G_w in eval mode, frozen.
+        latents: (restart, batch, *latent).
+        weights: parameter name -> (restart, batch, *shape); None where all share G's own.
+        search_latents: whether z moves.
+        search_weights: whether w moves.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        latents: Float[Tensor, "restart batch *latent"],
+        weights: dict[str, Tensor] | None,
+        *,
+        search_latents: bool,
+        search_weights: bool,
+    ) -> None:
+        super().__init__()
+        # Not a submodule: its weights belong to the prior, not to this point of the search.
+        self._generator = (generator,)
+        self.z = nn.Parameter(latents.clone(), requires_grad=search_latents)
+        self._names = list(weights or {})
+        self.w = nn.ParameterList(
+            nn.Parameter(value.clone(), requires_grad=search_weights)
+            for value in (weights or {}).values()
+        )
+
+    def latents(self) -> Float[Tensor, "restart batch *latent"]:
+        """Returns z."""
+        return self.z
+
+    def forward(self) -> Images:
+        """Returns G_w(z), every image through its own weights where there are copies."""
+        (generator,) = self._generator
+        restarts, batch = self.z.shape[:2]
+        z = self.z.flatten(0, 1)
+        if not self._names:
+            return generator(z).unflatten(0, (restarts, batch))
+        buffers = dict(generator.named_buffers())
+
+        def image(weights: dict[str, Tensor], latent: Tensor) -> Tensor:
+            return functional_call(generator, (weights, buffers), (latent[None],))[0]
+
+        copies = {name: w.flatten(0, 1) for name, w in zip(self._names, self.w, strict=True)}
+        return vmap(image)(copies, z).unflatten(0, (restarts, batch))
+
+    @torch.no_grad()
+    def solution(self) -> Solution:
+        """Returns the present point."""
+        weights = {
+            name: w.detach().clone() for name, w in zip(self._names, self.w, strict=True)
+        }
+        return Solution(self().detach().clone(), self.z.detach().clone(), weights or None)
+
+
+@runtime_checkable
+class Space(Protocol):
+    """What a stage searches: a value that opens a :class:`SearchSpace`."""
+
+    @property
+    def name(self) -> str:
+        """The paper's letter: x, z, w or zw."""
+        ...
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether a generator is needed."""
+        ...
+
+    def open(
+        self, scene: Scene, previous: Solution | None, restarts: int, source: torch.Generator
+    ) -> SearchSpace:
+        """Returns the space at its starting point."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """x: starts from the previous stage's images, or from N(0, 1) in normalised units.
+
+    Attributes:
+        box: clip to [0, 1] after every step.
+    """
+
+    box: bool = True
+    name: str = "x"
+    needs_prior: bool = False
+
+    def open(
+        self, scene: Scene, previous: Solution | None, restarts: int, source: torch.Generator
+    ) -> PixelSpace:
+        """Returns the pixel space at its starting point."""
+        if previous is not None:
+            u = (previous.images - scene.mean) / scene.std
+        else:
+            shape = (restarts, scene.batch_size, *scene.image_shape)
+            u = torch.randn(shape, generator=source).to(scene.mean)
+        space = PixelSpace(u, scene, box=self.box)
+        space.project()
+        return space
+
+
+@dataclass(frozen=True)
+class OfGenerator:
+    """z, w or both: starts from the previous stage's point, or from z ~ N(0, I) and G's own w.
+
+    Attributes:
+        latents: search z (Jeon et al. 2021, eq. 5).
+        weights: search w, one copy for every image (Jeon et al. 2021, eq. 7).
+        pretrained: start w from the prior's weights; otherwise from fresh random weights of the
+            same architecture, so that only its structure is the prior (Ulyanov et al. 2018).
+    """
+
+    latents: bool = False
+    weights: bool = False
+    pretrained: bool = True
+    needs_prior: bool = True
+
+    @property
+    def name(self) -> str:
+        """The paper's letters for what is searched."""
+        return ("z" if self.latents else "") + ("w" if self.weights else "")
+
+    def open(
+        self, scene: Scene, previous: Solution | None, restarts: int, source: torch.Generator
+    ) -> GeneratorSpace:
+        """Returns the generator's space at its starting point."""
+        generator = scene.generator()
+        latents = None if previous is None else previous.latents
+        weights = None if previous is None else previous.weights
+        if latents is None:
+            drawn = generator.sample_latents(restarts * scene.batch_size, source)
+            latents = drawn.unflatten(0, (restarts, scene.batch_size))
+        if not self.pretrained:
+            generator = generator.untrained(source).requires_grad_(False)
+        if self.weights and weights is None:
+            lead = (latents.shape[0], scene.batch_size)
+            weights = {
+                name: value.detach().expand(*lead, *value.shape)
+                for name, value in generator.named_parameters()
+            }
+        return GeneratorSpace(
+            generator, latents, weights, search_latents=self.latents, search_weights=self.weights
+        )

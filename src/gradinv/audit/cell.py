@@ -1,0 +1,368 @@
+"""One cell of an audit, three functions that do not share their arguments.
+
+:func:`observe_cell` is the client and gets the images; :func:`attack_cell` is the server and gets
+the observation; :func:`judge_cell` is the judge and gets both ends. :func:`compute_cell` calls one
+after the other, resumes from a checkpoint and leaves one.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from gradinv.attacks import Attack, Checkpoint, Progress, Reconstruction, invert
+from gradinv.audit.plan import Cell, derive_seed
+from gradinv.audit.setup import Setup
+from gradinv.audit.store import RunStore
+from gradinv.data import ClientBatch
+from gradinv.evaluation.evaluate import Evaluation, evaluate
+from gradinv.evaluation.lpips import Lpips
+from gradinv.evaluation.metrics import psnr
+from gradinv.federated import Defense, Observation, Protocol, Reveal, observe
+from gradinv.priors import Generator
+
+CHECKPOINT_SECONDS = 30.0
+BEAT_SECONDS = 0.25
+
+
+class CellStopped(Exception):  # noqa: N818 - no error, a way out of the loop
+    """Leaves an attack after its checkpoint was saved."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """How far a running cell is.
+
+    Attributes:
+        slug: which cell.
+        fraction: of its work, 0 to 1.
+        stage: name of the stage.
+        step: steps done.
+        steps: steps in all.
+        seconds: spent on it, before an interruption included.
+        cost: smallest matching cost over the restarts.
+    """
+
+    slug: str
+    fraction: float
+    stage: str
+    step: int
+    steps: int
+    seconds: float
+    cost: float
+
+
+def observe_cell(
+    model: nn.Module,
+    batch: ClientBatch,
+    *,
+    protocol: Protocol,
+    defenses: tuple[Defense, ...],
+    reveal: Reveal,
+    seed: int,
+    model_info: Mapping[str, str],
+) -> Observation:
+    """The client's side: a batch becomes what the server sees.
+
+    Args:
+        model: the network, in the protocol's mode.
+        batch: the client's data.
+        protocol: what the client computes.
+        defenses: what it does to the update.
+        reveal: what else the server gets to know.
+        seed: of the defence's noise, and of dropout in train mode.
+        model_info: free text about the network.
+    """
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        # Dropout, if the network has some, draws from the global source.
+        torch.manual_seed(seed)
+        return observe(
+            model,
+            batch.to(device),
+            protocol=protocol,
+            defenses=defenses,
+            reveal=reveal,
+            generator=torch.Generator().manual_seed(seed),
+            model_info=model_info,
+        )
+
+
+def attack_cell(
+    observation: Observation,
+    model: nn.Module,
+    attack: Attack,
+    *,
+    prior: Generator | None,
+    seed: int,
+    seconds: float | None = None,
+    callback: Callable[[Progress], None] | None = None,
+    resume: Checkpoint | None = None,
+) -> Reconstruction:
+    """The server's side: no argument can hold an image of the client.
+
+    Args:
+        observation: what the server saw.
+        model: the network that it sent.
+        attack: what it does.
+        prior: its generator.
+        seed: of its starts.
+        seconds: wall-clock limit.
+        callback: called after every step.
+        resume: where it stopped.
+    """
+    return invert(
+        observation,
+        model,
+        attack,
+        prior=prior,
+        seed=seed,
+        callback=callback,
+        resume=resume,
+        seconds=seconds,
+    )
+
+
+def judge_cell(
+    images: Float[Tensor, "batch channel height width"],
+    batch: ClientBatch,
+    *,
+    lpips: Lpips | None,
+    decoys: Float[Tensor, "batch decoy channel height width"],
+) -> Evaluation:
+    """The judge's side: reconstructions beside the originals.
+
+    Args:
+        images: what the server rebuilt.
+        batch: what the client held.
+        lpips: the perceptual metric, if there is one.
+        decoys: other images of the set for each original, for the control.
+    """
+    return evaluate(images, batch, lpips=lpips, decoys=decoys)
+
+
+class Watch:
+    """Called after every step: stops, saves checkpoints and tells how far the cell is.
+
+    Args:
+        slug: which cell.
+        attack: what runs.
+        save: stores a checkpoint.
+        stop: whether to stop.
+        report: gets the beats.
+
+    Raises:
+        CellStopped: on a call after ``stop`` turned true; the checkpoint is saved then.
+    """
+
+    def __init__(
+        self,
+        slug: str,
+        attack: Attack,
+        *,
+        save: Callable[[Checkpoint], None],
+        stop: Callable[[], bool],
+        report: Callable[[Beat], None],
+    ) -> None:
+        self.slug = slug
+        self.attack = attack
+        self.save = save
+        self.stop = stop
+        self.report = report
+        self.saved = self.reported = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        """Does what is due after this step."""
+        now = time.monotonic()
+        stopping = self.stop()
+        if stopping or now - self.saved >= CHECKPOINT_SECONDS:
+            self.save(progress.checkpoint())
+            self.saved = time.monotonic()
+        if stopping:
+            raise CellStopped
+        if now - self.reported >= BEAT_SECONDS:
+            self.reported = now
+            self.report(
+                Beat(
+                    slug=self.slug,
+                    fraction=work_done(self.attack, progress),
+                    stage=progress.stage_name,
+                    step=progress.step,
+                    steps=progress.steps,
+                    seconds=progress.seconds,
+                    cost=float(progress.cost.min()),
+                )
+            )
+
+
+def stage_work(attack: Attack) -> list[int]:
+    """Returns the gradients that each stage computes: its steps times the restarts in it."""
+    restarts, work = attack.restarts, []
+    for stage in attack.stages:
+        work.append(stage.steps * restarts)
+        restarts = min(restarts, stage.keep or restarts)
+    return work
+
+
+def work_done(attack: Attack, progress: Progress) -> float:
+    """Returns the fraction of the attack's work that is done, 0 to 1.
+
+    Steps are no measure of it: an early stage has more restarts, and its steps take longer.
+    """
+    work = stage_work(attack)
+    steps = [stage.steps for stage in attack.stages]
+    within = progress.fraction * sum(steps) - sum(steps[: progress.stage])
+    within = min(1.0, max(0.0, within / steps[progress.stage]))
+    return (sum(work[: progress.stage]) + within * work[progress.stage]) / sum(work)
+
+
+def observe_planned(setup: Setup, cell: Cell) -> Observation:
+    """Returns what the server sees in a cell."""
+    return observe_cell(
+        setup.model,
+        setup.client.batches[cell.batch],
+        protocol=setup.protocol,
+        defenses=setup.client.defenses[cell.defense],
+        reveal=setup.reveal,
+        seed=derive_seed(setup.config.seed, "defense", cell.batch),
+        model_info=setup.model_info(),
+    )
+
+
+def check_runnable(setup: Setup) -> None:
+    """Does once what every cell will do beside its attack, so that errors come before any attack.
+
+    Makes one update for each defence, and decodes the judge's images.
+
+    Raises:
+        GradinvError: no batch-norm layers to reveal statistics of, an update that is not finite,
+            or an image that cannot be decoded.
+    """
+    for defense in setup.config.defense:
+        observe_planned(setup, Cell(setup.config.attack[0], defense, 0))
+    for batch in setup.client.batches:
+        setup.judge.decoys(batch)
+
+
+def compute_cell(
+    setup: Setup,
+    cell: Cell,
+    store: RunStore,
+    *,
+    stop: Callable[[], bool],
+    report: Callable[[Beat], None],
+) -> bool:
+    """Computes one cell and stores it, or stops with a checkpoint.
+
+    Args:
+        setup: the audit.
+        cell: which cell.
+        store: where results and checkpoints go.
+        stop: asked after every step.
+        report: gets a beat now and then.
+
+    Returns:
+        Whether the cell is finished.
+    """
+    batch = setup.client.batches[cell.batch]
+    observation = observe_planned(setup, cell)
+    path = store.checkpoint_path(cell)
+    seed = derive_seed(setup.config.seed, "attack", cell.batch)
+    attack = setup.server.attacks[cell.attack]
+    watch = Watch(
+        cell.slug, attack, save=lambda checkpoint: checkpoint.save(path), stop=stop, report=report
+    )
+    try:
+        reconstruction = attack_cell(
+            observation,
+            setup.model,
+            attack,
+            prior=setup.server.prior,
+            seed=seed,
+            seconds=setup.config.seconds,
+            callback=watch,
+            resume=Checkpoint.load(path) if path.exists() else None,
+        )
+    except CellStopped:
+        return False
+    evaluation = judge_cell(
+        reconstruction.images,
+        batch,
+        lpips=setup.judge.lpips,
+        decoys=setup.judge.decoys(batch),
+    )
+    order = list(evaluation.permutation)
+    row = {
+        "attack": cell.attack,
+        "defense": cell.defense,
+        "batch": cell.batch,
+        "seed": setup.config.seed,
+        "attack_seed": seed,
+        **attack_row(reconstruction),
+        "images": [asdict(score) for score in evaluation.images],
+    }
+    for stage, described in zip(reconstruction.stages, row["stages"], strict=True):
+        values = psnr(stage.images[order].cpu(), batch.images, data_range=1.0)
+        described["psnr_mean"] = finite(values.mean())
+    store.save_cell(
+        cell,
+        row,
+        {"original": to_uint8(batch.images), **picture_tensors(reconstruction, order)},
+        {
+            "stages": row["stages"],
+            "labels": batch.labels.tolist(),
+            "classes": [setup.client.images.classes[label] for label in batch.labels.tolist()],
+        },
+    )
+    return True
+
+
+def attack_row(reconstruction: Reconstruction) -> dict[str, Any]:
+    """Returns what an attack says about itself, without ground truth."""
+    return {
+        "steps": reconstruction.steps,
+        "seconds": finite(reconstruction.seconds),
+        "objective": finite(reconstruction.objective[reconstruction.best]),
+        "objectives": [finite(value) for value in reconstruction.objective],
+        "restart": reconstruction.best,
+        "outcome": reconstruction.outcome.value,
+        "stages": [
+            {"name": stage.name, "steps": stage.steps, "seconds": finite(stage.seconds)}
+            for stage in reconstruction.stages
+        ],
+    }
+
+
+def picture_tensors(
+    reconstruction: Reconstruction, order: list[int] | None = None
+) -> dict[str, Tensor]:
+    """Returns the pictures and cost curves of an attack under the names of a cell's file.
+
+    Args:
+        reconstruction: what the attack returned.
+        order: which reconstruction belongs to which original; as they are without it.
+    """
+    index = list(range(len(reconstruction.images))) if order is None else order
+    tensors = {"reconstruction": to_uint8(reconstruction.images[index])}
+    for number, stage in enumerate(reconstruction.stages):
+        tensors[f"stage/{number}/images"] = to_uint8(stage.images[index])
+        tensors[f"stage/{number}/cost"] = stage.cost.float().cpu()
+    return tensors
+
+
+def to_uint8(
+    images: Float[Tensor, "batch channel height width"],
+) -> UInt8[Tensor, "batch channel height width"]:
+    """Returns images in [0, 1] as 0..255."""
+    return images.detach().mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def finite(value: Tensor | float) -> float | None:
+    """Returns the value as JSON can hold it: None where it is NaN or infinite."""
+    number = float(value)
+    return number if math.isfinite(number) else None

@@ -1,0 +1,199 @@
+"""What an audit is to do: its settings, and the cells that they unfold into.
+
+No torch in here: the command line makes its help from `AuditConfig` in well under a second.
+"""
+
+import dataclasses
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+from tyro.conf import arg
+
+from gradinv.errors import ConfigError
+
+DEFAULT_ATTACKS = ("gi-x", "gi-z/w")
+DEFAULT_DEFENSES = ("sparsify:0.95",)
+
+# Settings that say where and how fast, not what: they may differ when an audit is continued.
+NOT_IDENTITY = ("out", "workers")
+
+
+def _hint(default: str, metavar: str) -> Any:
+    """Returns how the command line shows a setting whose default is worked out later."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid"))
+class AuditConfig:
+    """The set-up under audit, and the attacks to try on it.
+
+    Raises:
+        ConfigError: a value that has no meaning, or a protocol that is not supported yet.
+    """
+
+    data: Annotated[str | None, _hint("160 embedded Fashion-MNIST test images", "PATH")] = None
+    """The client's images: a folder of class folders, or an IDX image file."""
+    image_size: int = 32
+    """Side of the images in pixels; larger ones are shrunk and centre-cropped."""
+    channels: Annotated[int | None, _hint("3 for a folder, 1 for IDX", "{1,3}")] = None
+    """Colour channels."""
+    model: str = "convnet"
+    """The client's network: convnet, resnet18, resnet18-imagenet or package.module:factory."""
+    weights: Annotated[str | None, _hint("random, from --seed", "FILE")] = None
+    """Weights of the network, safetensors."""
+    batch_size: int = 4
+    """Images in one client batch."""
+    batches: int = 2
+    """Client batches to attack; each is a round of its own. Intervals need 2 or more."""
+    mode: Literal["eval", "train"] = "eval"
+    """Mode of batch-norm while the client computes its gradient; eval is the worst case."""
+    protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
+    """What a client sends: one gradient (fedsgd). fedavg is not supported yet."""
+    attack: Annotated[tuple[str, ...], _hint("gi-x and gi-z/w; repeatable", "NAME")] = ()
+    """An attack, such as gi-x, gi-z, gi-w, gi-z/x or gi-z/w."""
+    defense: Annotated[tuple[str, ...], _hint("sparsify:0.95; repeatable", "SPEC")] = ()
+    """A defence: none, noise:SIGMA, sparsify:FRACTION, clip:NORM, or a chain clip:1+noise:0.01."""
+    reveal_bn: Literal["none", "running", "exact"] = "none"
+    """Batch-norm statistics that the server knows; attacks ending in +bn need running or exact."""
+    prior: Annotated[
+        str | None, _hint("the embedded one for the embedded images, none for others", "DIR")
+    ] = None
+    """The server's generator: a folder made by 'gradinv prior train', or the word embedded."""
+    steps_scale: float = 1.0
+    """Multiplies the steps of every stage of every attack."""
+    restarts: Annotated[int | None, _hint("the attack's own", "N")] = None
+    """Random starts of each attack; the one with the smallest matching cost is kept."""
+    seconds: Annotated[float | None, _hint("none", "S")] = None
+    """Wall-clock limit of one attack on one batch in seconds (results then vary with speed)."""
+    seed: int = 0
+    """Decides batches, random weights, noise and starts."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a CUDA device if there is one."""
+    out: Annotated[str | None, _hint("runs/<time>", "DIR")] = None
+    """Folder for the results; the same folder again continues an audit that was stopped."""
+    lpips_weights: Annotated[str | None, _hint("none: LPIPS is left out", "FILE")] = None
+    """SqueezeNet 1.1 weights (npz) for LPIPS."""
+    workers: Annotated[int | None, _hint("one per usable core; one on CUDA", "N")] = None
+    """Processes, each with one thread; results do not depend on it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attack", self.attack or DEFAULT_ATTACKS)
+        object.__setattr__(self, "defense", self.defense or DEFAULT_DEFENSES)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(
+                    f"expected {option(name)} of at least {least}, got {value}; raise it"
+                )
+        for name in ("steps_scale", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(
+                    f"expected {option(name)} above 0 and finite, got {value}; choose another"
+                )
+        if self.channels not in {None, 1, 3}:
+            raise ConfigError(
+                f"expected --channels 1 (grey) or 3 (RGB), got {self.channels}; choose one of them"
+            )
+        if self.protocol != "fedsgd":
+            raise ConfigError(
+                f"expected --protocol fedsgd, got '{self.protocol}'; this version audits single "
+                "gradients only: several local steps come later"
+            )
+        for name in ("attack", "defense"):
+            _require_distinct(name, getattr(self, name))
+
+    @classmethod
+    def from_mapping(cls, settings: Mapping[str, Any]) -> "AuditConfig":
+        """Builds the config from stored or typed settings.
+
+        Raises:
+            ConfigError: an unknown setting or one of another type, all of them listed.
+        """
+        try:
+            return cls(**settings)
+        except pydantic.ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+                for problem in error.errors()
+            )
+            raise ConfigError(
+                f"expected the settings of an audit, got {problems}; see 'gradinv audit --help'"
+            ) from error
+
+    def settings(self) -> dict[str, Any]:
+        """Returns every setting as JSON holds it."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+_LEAST = {"image_size": 8, "batch_size": 1, "batches": 1, "restarts": 1, "seed": 0, "workers": 1}
+
+
+def option(setting: str) -> str:
+    """Returns the command-line option of a setting: ``steps_scale`` is ``--steps-scale``."""
+    return "--" + setting.replace("_", "-")
+
+
+def _require_distinct(name: str, values: tuple[str, ...]) -> None:
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
+        raise ConfigError(
+            f"expected each {option(name)} once, got {', '.join(repeated)} more than once; "
+            "leave the repetition out"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One attack on one batch under one defence: the unit of work, of storage and of resuming.
+
+    Attributes:
+        attack: name of the attack.
+        defense: spec of the defence.
+        batch: index of the client batch.
+    """
+
+    attack: str
+    defense: str
+    batch: int
+
+    @property
+    def slug(self) -> str:
+        """Name of the cell's files, such as ``gi-z_w--sparsify-0.95--batch0``."""
+        return f"{_plain(self.attack)}--{_plain(self.defense)}--batch{self.batch}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+_-]", "-", text.replace("/", "_"))
+
+
+def cells_of(config: AuditConfig) -> tuple[Cell, ...]:
+    """Returns the audit's cells in the order of the tables: defence, then attack, then batch."""
+    return tuple(
+        Cell(attack, defense, batch)
+        for defense in config.defense
+        for attack in config.attack
+        for batch in range(config.batches)
+    )
+
+
+def derive_seed(seed: int, purpose: Literal["defense", "attack"], batch: int) -> int:
+    """Returns the seed of one source of chance in one batch's cells.
+
+    The first four bytes of SHA-256 of ``"<seed>/<purpose>/<batch>"``, as a number. So the client's
+    noise and the server's starts are independent of each other (a server that could draw the
+    client's noise again would subtract it), and the same batch meets the same noise and the same
+    starts whatever else is in the audit.
+
+    >>> derive_seed(0, "attack", 0)
+    243475243
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}/{batch}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")

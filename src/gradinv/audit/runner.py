@@ -1,0 +1,295 @@
+"""Runs the cells of an audit side by side, and stops so that it can be continued.
+
+Every cell is computed with one thread. Two processes of one thread each do more work than one of
+two threads, and floating-point sums depend on the number of threads: this way a result does not
+depend on the number of cores. That holds even where there are fewer cells than cores; the cores
+left over stay idle.
+
+Workers are spawned, so a script that calls :func:`run_audit` needs the usual
+``if __name__ == "__main__":``.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from gradinv.audit.cell import Beat, check_runnable, compute_cell, stage_work
+from gradinv.audit.plan import AuditConfig, Cell, cells_of
+from gradinv.audit.setup import Setup, prepare
+from gradinv.audit.store import RunStore
+from gradinv.audit.summary import assemble
+from gradinv.environment import cores
+from gradinv.errors import GradinvError
+
+_POLL_SECONDS = 0.2
+# Long enough for a worker without parent to end its step and write its checkpoint.
+_ORPHAN_SECONDS = 30.0
+
+
+class AuditStopped(KeyboardInterrupt):
+    """The audit was stopped by Ctrl-C; what is unfinished lies in checkpoints.
+
+    Attributes:
+        folder: the run folder; the same audit with it as ``out`` continues.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"stopped; {folder} holds what is needed to continue")
+        self.folder = folder
+
+
+class Monitor:
+    """Hears what an audit does; this one does nothing with it."""
+
+    def start(self, cells: Sequence[Cell], finished: Sequence[Cell], workers: int) -> None:
+        """Called once, before the first step.
+
+        Args:
+            cells: all of them.
+            finished: those that an earlier run finished.
+            workers: how many are computed at a time.
+        """
+
+    def beat(self, beat: Beat) -> None:
+        """Called a few times a second for each running cell."""
+
+    def finish(self, cell: Cell) -> None:
+        """Called when a cell is stored."""
+
+    def tick(self) -> None:
+        """Called a few times a second where cells run in other processes."""
+
+    def stopping(self) -> None:
+        """Called once after Ctrl-C, while checkpoints are being written."""
+
+
+def run_audit(
+    config: AuditConfig, folder: Path, *, monitor: Monitor | None = None
+) -> dict[str, Any]:
+    """Runs an audit, or what is left of it, and writes ``audit.json``.
+
+    Everything that can be checked is checked before the first attack starts, and nothing is
+    written before that. Ctrl-C (or SIGTERM) leaves checkpoints; a second one leaves at once.
+
+    Args:
+        config: what to do.
+        folder: the run folder; new, or one in which the same audit was stopped.
+        monitor: hears about progress.
+
+    Returns:
+        The content of ``audit.json``.
+
+    Raises:
+        AuditStopped: by Ctrl-C.
+        GradinvError: wrong settings or inputs, another audit in the folder, a full disk.
+    """
+    monitor = monitor or Monitor()
+    with one_thread():
+        setup = prepare(config)
+        check_runnable(setup)
+    store = RunStore(folder)
+    store.claim(setup.identity())
+    cells = cells_of(config)
+    finished = [cell for cell in cells if store.is_finished(cell)]
+    left = sorted(
+        (cell for cell in cells if cell not in finished),
+        # Long ones first: a long one that starts last keeps one core busy and the others idle.
+        key=lambda cell: sum(stage_work(setup.server.attacks[cell.attack])),
+        reverse=True,
+    )
+    workers = worker_count(config, setup.device, len(left))
+    monitor.start(cells, finished, workers)
+    with interruption() as interrupted:
+        if workers > 1:
+            _run_in_processes(config, left, store, workers, interrupted, monitor)
+        else:
+            _run_here(setup, left, store, interrupted, monitor)
+        if not all(store.is_finished(cell) for cell in cells):
+            raise AuditStopped(store.folder)
+    audit = assemble(setup, [store.load_row(cell) for cell in cells])
+    store.write_audit(audit)
+    return audit
+
+
+def worker_count(config: AuditConfig, device: torch.device, cells: int) -> int:
+    """Returns how many processes to use: one per usable core on a CPU, one on CUDA.
+
+    Never more than there are cells; at least 1, which means this process.
+    """
+    usual = cores() if device.type == "cpu" else 1
+    return max(1, min(config.workers or usual, cells))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes with one thread inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_here(
+    setup: Setup,
+    cells: Sequence[Cell],
+    store: RunStore,
+    interrupted: Callable[[], bool],
+    monitor: Monitor,
+) -> None:
+    told = False
+
+    def stop() -> bool:
+        nonlocal told
+        if interrupted() and not told:
+            told = True
+            monitor.stopping()
+        return told
+
+    with one_thread():
+        for cell in cells:
+            if stop() or not compute_cell(setup, cell, store, stop=stop, report=monitor.beat):
+                return
+            monitor.finish(cell)
+
+
+def _run_in_processes(
+    config: AuditConfig,
+    cells: Sequence[Cell],
+    store: RunStore,
+    workers: int,
+    interrupted: Callable[[], bool],
+    monitor: Monitor,
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    beats = context.SimpleQueue()
+
+    def hear() -> None:
+        while not beats.empty():
+            monitor.beat(beats.get())
+
+    executor = ProcessPoolExecutor(
+        workers,
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(config, store.folder, stop, beats),
+    )
+    try:
+        with _signals_ignored():
+            futures = {executor.submit(_work, cell): cell for cell in cells}
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            if interrupted() and not stop.is_set():
+                stop.set()
+                monitor.stopping()
+            hear()
+            for future in done:
+                if future.result():
+                    monitor.finish(futures[future])
+            monitor.tick()
+    except BrokenProcessPool as error:
+        raise GradinvError(
+            "expected the worker processes to live until their cells are finished, got one that "
+            "was killed (too little memory?); run the same command again with "
+            f"--out {store.folder} and a smaller --workers to continue"
+        ) from error
+    finally:
+        # After an error in one cell the others stop too, and leave checkpoints.
+        stop.set()
+        executor.shutdown(cancel_futures=True)
+        beats.close()
+
+
+_WORKER: dict[str, Any] = {}
+
+
+def _start_worker(config: AuditConfig, folder: Path, stop: Any, beats: Any) -> None:
+    """Runs once in every worker: one thread, deaf to Ctrl-C (the parent tells it to stop)."""
+    _ignore_signals()
+    torch.set_num_threads(1)
+    _WORKER.update(config=config, store=RunStore(folder), stop=stop, beats=beats)
+    threading.Thread(target=_follow_parent, args=(stop,), daemon=True).start()
+
+
+def _work(cell: Cell) -> bool:
+    """Computes one cell in a worker; returns whether it is finished."""
+    stop = _WORKER["stop"]
+    if stop.is_set():
+        return False
+    if "setup" not in _WORKER:
+        _WORKER["setup"] = prepare(_WORKER["config"])
+    return compute_cell(
+        _WORKER["setup"],
+        cell,
+        _WORKER["store"],
+        stop=stop.is_set,
+        report=_WORKER["beats"].put,
+    )
+
+
+def _follow_parent(stop: Any) -> None:
+    """Ends a worker whose parent was killed, with a checkpoint; it would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    stop.set()
+    time.sleep(_ORPHAN_SECONDS)
+    os._exit(1)
+
+
+@contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C or SIGTERM into a flag, and a second one into KeyboardInterrupt.
+
+    Outside the main thread signals cannot be caught; the flag then stays down.
+    """
+    # A plain list: the handler can run anywhere in the main thread, where a lock could be held.
+    seen: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    with _handler(handle):
+        yield lambda: bool(seen)
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Ignores signals while processes start: they inherit that, before they can say it."""
+    with _handler(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handler(handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _ignore_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

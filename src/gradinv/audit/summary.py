@@ -1,0 +1,104 @@
+"""From rows per image to ``audit.json``: the only place where an audit's numbers are reduced."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from gradinv import __version__
+from gradinv.audit.setup import EMBEDDED, Setup
+from gradinv.audit.store import SCHEMA
+from gradinv.environment import machine, revision, versions
+from gradinv.evaluation.bootstrap import bootstrap_ci
+from gradinv.evaluation.evaluate import ImageScore
+from gradinv.evaluation.verdict import judge
+
+
+def assemble(setup: Setup, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the content of ``audit.json``.
+
+    Args:
+        setup: what was audited.
+        rows: one for each cell, in the order of the tables.
+    """
+    identity = setup.identity()
+    images = setup.client.images
+    channels, image_size, _ = images.image_shape
+    return {
+        "schema": SCHEMA,
+        "gradinv": __version__,
+        "config": {
+            **identity["settings"],
+            "channels": channels,
+            "image_size": image_size,
+            "prior": setup.config.prior or (EMBEDDED if setup.server.prior else None),
+            "labels_known": setup.reveal.labels,
+            "threads_per_cell": 1,
+            "revision": revision(),
+            "images": {"name": images.name, "count": len(images), "classes": images.num_classes},
+            "machine": {**machine(), "device": _device_name(setup)},
+            "versions": versions(),
+            "inputs": identity["inputs"],
+            "attacks": setup.described_attacks(),
+        },
+        "notes": setup.notes(),
+        "cells": list(rows),
+        "summary": summarise(rows, seed=setup.config.seed),
+    }
+
+
+def _device_name(setup: Setup) -> str:
+    on_cuda = setup.device.type == "cuda"
+    return torch.cuda.get_device_name(setup.device) if on_cuda else setup.device.type
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], *, seed: int) -> list[dict[str, Any]]:
+    """Returns one row for each attack under each defence, in the order of ``rows``.
+
+    ``n`` images; ``psnr_mean``, ``ssim_mean`` and ``lpips_mean`` over them; ``psnr_best`` and
+    ``ssim_best``, the best image of a batch, averaged over batches (Jeon et al. 2021 call it a
+    fairer picture of the worst case); ``psnr_ci95``, the bootstrap interval of the mean over
+    batches, null with one batch; ``seconds``, the mean time of one attack on one batch;
+    ``identified``, the fraction of images that the control identified; ``level`` and ``verdict``.
+
+    Args:
+        rows: cells, each with its images.
+        seed: of the bootstrap.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["attack"], row["defense"]), []).append(row)
+    return [
+        _summary(attack, defense, cells, seed=seed) for (attack, defense), cells in groups.items()
+    ]
+
+
+def _summary(
+    attack: str, defense: str, cells: Sequence[Mapping[str, Any]], *, seed: int
+) -> dict[str, Any]:
+    scores = [score for cell in cells for score in scores_of(cell)]
+    batches = [[score.psnr for score in scores_of(cell)] for cell in cells]
+    distances = [score.lpips for score in scores if score.lpips is not None]
+    interval = bootstrap_ci([fmean(batch) for batch in batches], seed=seed)
+    verdict = judge(scores, attack=attack, defense=defense)
+    return {
+        "attack": attack,
+        "defense": defense,
+        "n": len(scores),
+        "psnr_mean": fmean(score.psnr for score in scores),
+        "psnr_best": fmean(max(batch) for batch in batches),
+        "psnr_ci95": None if interval is None else list(interval),
+        "ssim_mean": fmean(score.ssim for score in scores),
+        "ssim_best": fmean(max(score.ssim for score in scores_of(cell)) for cell in cells),
+        "lpips_mean": fmean(distances) if distances else None,
+        "seconds": fmean(cell["seconds"] for cell in cells),
+        "identified": fmean(score.identified for score in scores),
+        "level": verdict.level.value,
+        "verdict": verdict.sentence,
+    }
+
+
+def scores_of(cell: Mapping[str, Any]) -> list[ImageScore]:
+    """Returns the scores that a stored cell holds."""
+    return [ImageScore(**image) for image in cell["images"]]

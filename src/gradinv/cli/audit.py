@@ -1,0 +1,46 @@
+"""``gradinv audit`` and ``gradinv report``."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from gradinv.audit.runner import AuditStopped, run_audit
+from gradinv.cli.options import Audit, Report
+from gradinv.cli.progress import AuditProgress
+from gradinv.cli.stopping import Stopped, run_folder
+from gradinv.cli.text import print_line, print_paragraph, report_console
+from gradinv.report import terminal_table, verdict_line, write_report
+
+
+def audit(options: Audit) -> None:
+    """Runs an audit, writes ``audit.json`` and ``report.html``, and prints what was found.
+
+    Raises:
+        Stopped: by Ctrl-C.
+        GradinvError: wrong settings or inputs, another audit in the folder, a full disk.
+    """
+    folder = run_folder(options.config.out)
+    try:
+        with AuditProgress().shown() as progress:
+            result = run_audit(options.config, folder, monitor=progress)
+    except AuditStopped as stopped:
+        raise Stopped("--out", str(folder)) from stopped
+    report = write_report(folder)
+    if options.json:
+        # The file itself, so that both are the same to the byte.
+        sys.stdout.write((folder / "audit.json").read_text())
+        return
+    console = report_console()
+    console.print(terminal_table(result))
+    print_paragraph(console, verdict_line(result))
+    print_line(console, f"{folder / 'audit.json'} and {report}")
+
+
+def report_again(options: Report) -> None:
+    """Writes ``report.html`` again from what an audit stored.
+
+    Raises:
+        StorageError: there is no finished audit in the folder.
+    """
+    print_line(Console(), str(write_report(Path(options.run))))

@@ -1,0 +1,52 @@
+"""``gradinv observe``: the client's side, which ends in a file."""
+
+from pathlib import Path
+
+from gradinv.audit.cell import observe_cell
+from gradinv.audit.plan import AuditConfig, derive_seed
+from gradinv.audit.runner import one_thread
+from gradinv.audit.setup import model_info, prepare_client
+from gradinv.cli.options import Observe
+from gradinv.errors import ConfigError
+from gradinv.federated import FedSGD, Reveal
+from gradinv.models import save_weights
+
+
+def observe_update(options: Observe) -> None:
+    """Makes the update of one batch and saves what the server sees.
+
+    Raises:
+        GradinvError: wrong settings or inputs, or a file that cannot be written.
+    """
+    if options.batch < 0:
+        raise ConfigError(f"expected --batch of at least 0, got {options.batch}; count from 0")
+    config = AuditConfig(
+        data=options.data,
+        image_size=options.image_size,
+        channels=options.channels,
+        model=options.model,
+        weights=options.weights,
+        batch_size=options.batch_size,
+        batches=options.batch + 1,
+        mode=options.mode,
+        defense=(options.defense,),
+        reveal_bn=options.reveal_bn,
+        seed=options.seed,
+        device=options.device,
+    )
+    # One thread, as in an audit: sums depend on the number of threads.
+    with one_thread():
+        client, model = prepare_client(config)
+        observation = observe_cell(
+            model,
+            client.batches[options.batch],
+            protocol=FedSGD(mode=config.mode),
+            defenses=client.defenses[options.defense],
+            reveal=Reveal(bn_statistics=config.reveal_bn),
+            seed=derive_seed(config.seed, "defense", options.batch),
+            model_info=model_info(config),
+        )
+    observation.save(Path(options.out))
+    if options.save_weights is not None:
+        save_weights(model, Path(options.save_weights))
+    print(options.out if options.save_weights is None else f"{options.out} {options.save_weights}")

@@ -1,0 +1,190 @@
+"""``gradinv prior train`` and ``gradinv prior show``."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from gradinv.audit.runner import interruption
+from gradinv.audit.setup import EMBEDDED, resolve_device
+from gradinv.cli.options import PriorShow, PriorTrain
+from gradinv.cli.progress import LINE_SECONDS, left_words
+from gradinv.cli.stopping import Stopped
+from gradinv.cli.text import print_line, report_console
+from gradinv.data import load_images
+from gradinv.errors import ConfigError
+from gradinv.files import ensure_writable_folder
+from gradinv.priors import EMBEDDED as EMBEDDED_FOLDER
+from gradinv.priors import load_generator
+from gradinv.priors.generator import load_card
+from gradinv.priors.samples import save_sample_grid
+from gradinv.priors.training import (
+    TrainingConfig,
+    TrainingProgress,
+    fast_precision,
+    train_prior,
+)
+
+DEFAULT_MINUTES = 30.0
+
+# Words of the card that would say something else beside the network's own shape.
+_CARD_WORDS = {"images": "training images", "seconds": "training seconds"}
+
+
+_ABOVE_ZERO = (
+    "minutes", "steps", "base_channels", "latent", "batch_size", "lr", "lr_discriminator",
+)  # fmt: skip
+
+
+class _TrainingDisplay:
+    """Shows a training's progress, and leaves it on Ctrl-C."""
+
+    def __init__(self, console: Console, out: str) -> None:
+        self.console = console
+        self.out = out
+        self.bars = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bars.add_task("training", total=1.0, detail="")
+        # The first line comes at once, so that a log shows the pace from the start.
+        self.printed = -LINE_SECONDS
+
+    def show(self, progress: TrainingProgress) -> None:
+        """Shows where the training is."""
+        fraction = progress.fraction
+        left = progress.seconds * (1 - fraction) / fraction if fraction > 0 else None
+        detail = (
+            f"step {progress.step}, {progress.images_per_second:.0f} images/s, losses "
+            f"G {progress.generator_loss:.2f} D {progress.discriminator_loss:.2f}, "
+            f"{left_words(left)}"
+        )
+        self.bars.update(self.task, completed=fraction, detail=detail)
+        if not self.console.is_terminal and progress.seconds - self.printed >= LINE_SECONDS:
+            self.printed = progress.seconds
+            print_line(self.console, f"gradinv: {fraction:.0%}, {detail}")
+
+
+def train(options: PriorTrain, command: str) -> None:
+    """Trains a prior, or continues to.
+
+    Args:
+        options: the command line's.
+        command: for the card.
+
+    Raises:
+        Stopped: by Ctrl-C; the folder holds a checkpoint.
+        GradinvError: wrong settings or images, another training in the folder, a full disk.
+    """
+    if options.minutes is not None and options.steps is not None:
+        raise ConfigError("expected either --minutes or --steps, got both; give one of them")
+    for name in (
+        "minutes",
+        "steps",
+        "base_channels",
+        "latent",
+        "batch_size",
+        "lr",
+        "lr_discriminator",
+    ):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"expected --{name.replace('_', '-')} above 0, got {value}; raise it")
+    minutes = options.minutes
+    if minutes is None and options.steps is None:
+        minutes = DEFAULT_MINUTES
+    device = resolve_device(options.device)
+    config = TrainingConfig(
+        base_channels=options.base_channels,
+        latent_dim=options.latent,
+        loss=options.loss,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        lr_discriminator=options.lr_discriminator,
+        r1=options.r1,
+        spectral_norm=options.spectral_norm,
+        reconstruction=options.reconstruction,
+        adversarial=options.adversarial,
+        flip=options.flip,
+        precision=fast_precision(device) if options.precision == "auto" else options.precision,
+        seed=options.seed,
+    )
+    images = load_images(
+        Path(options.data), image_size=options.image_size, channels=options.channels
+    )
+    out = ensure_writable_folder(Path(options.out))
+    display = _TrainingDisplay(Console(stderr=True), options.out)
+    with display.bars, interruption() as interrupted:
+
+        def callback(progress: TrainingProgress) -> None:
+            display.show(progress)
+            if interrupted():
+                raise Stopped("--out", options.out)
+
+        _, quality = train_prior(
+            images.all_images_uint8(),
+            out=out,
+            config=config,
+            minutes=minutes,
+            steps=options.steps,
+            device=device,
+            data_name=images.name,
+            command=command,
+            callback=callback,
+        )
+    console = Console()
+    print_line(
+        console,
+        f"kernel distance {quality.kernel_distance:.4g}, precision {quality.precision:.2f}, "
+        f"recall {quality.recall:.2f}",
+    )
+    print_line(console, f"{out}, samples in {out / 'samples.png'}")
+
+
+def show(options: PriorShow) -> None:
+    """Prints a prior's card as a table and writes a picture of samples.
+
+    Raises:
+        GradinvError: no prior there, or the picture cannot be written.
+    """
+    if options.rows < 1:
+        raise ConfigError(f"expected --rows of at least 1, got {options.rows}; raise it")
+    folder = EMBEDDED_FOLDER if options.prior == EMBEDDED else Path(options.prior)
+    generator = load_generator(folder)
+    card = load_card(folder)
+    out = Path(options.out or f"{folder.resolve().name}-samples.png")
+    save_sample_grid(generator, out, rows=options.rows, seed=options.seed)
+    channels, height, width = generator.image_shape
+    parameters = sum(parameter.numel() for parameter in generator.parameters())
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    about = {
+        "images": f"{height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}",
+        "latent": "x".join(str(size) for size in generator.latent_shape),
+        "parameters": f"{parameters:,}",
+        **{_CARD_WORDS.get(name, name): value for name, value in card.items()},
+    }
+    for name, value in _lines(about):
+        # Text, not str: a path may hold what rich reads as markup.
+        table.add_row(Text(name, style="bold"), Text(value, overflow="fold"))
+    console = report_console()
+    console.print(table)
+    print_line(console, str(out))
+
+
+def _lines(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the card flat, as text."""
+    lines = []
+    for name, value in card.items():
+        if isinstance(value, dict):
+            lines += [(f"{name}: {inner}", text) for inner, text in _lines(value)]
+        else:
+            lines.append((name, f"{value:.4g}" if isinstance(value, float) else str(value)))
+    return lines

@@ -1,0 +1,190 @@
+"""What runs and how long it will take, on standard error.
+
+A terminal shows one bar for each running cell and one for all; elsewhere a line comes every ten
+seconds, so that a log stays readable.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+from gradinv.audit.cell import Beat
+from gradinv.audit.plan import Cell
+from gradinv.audit.runner import Monitor
+from gradinv.report.words import duration
+
+LINE_SECONDS = 10.0
+# Below that a cell's own pace is not known well enough to foretell its end.
+_LEAST_FRACTION = 0.02
+
+
+class TimeLeft:
+    """Foretells the end from the fractions of all cells.
+
+    A cell that runs is expected to keep its pace, a cell that waits to take as long as the others
+    of its attack (or as all others, if it is the first of its attack).
+
+    Args:
+        attacks: cell -> its attack, for the cells still to be computed.
+        finished: how many more cells were finished by an earlier run.
+        workers: how many cells are computed at a time.
+    """
+
+    def __init__(self, attacks: Mapping[str, str], *, finished: int, workers: int) -> None:
+        self.attacks = dict(attacks)
+        self.finished = finished
+        self.workers = max(1, workers)
+        self.fractions = dict.fromkeys(attacks, 0.0)
+        self.seconds = dict.fromkeys(attacks, 0.0)
+
+    def beat(self, slug: str, fraction: float, seconds: float) -> None:
+        """Takes note of how far a cell is, and of the seconds spent on it."""
+        self.fractions[slug] = fraction
+        self.seconds[slug] = seconds
+
+    def finish(self, slug: str) -> None:
+        """Takes note of a cell that is finished."""
+        self.fractions[slug] = 1.0
+
+    @property
+    def fraction(self) -> float:
+        """The part of all cells that is done, 0 to 1."""
+        cells = len(self.attacks) + self.finished
+        return (sum(self.fractions.values()) + self.finished) / cells if cells else 1.0
+
+    def left(self) -> float | None:
+        """Returns the seconds left, or None as long as nothing is known."""
+        whole = {
+            slug: self.seconds[slug] / fraction
+            for slug, fraction in self.fractions.items()
+            if fraction >= _LEAST_FRACTION and self.seconds[slug] > 0
+        }
+        if not whole:
+            return None
+        everything = sum(whole.values()) / len(whole)
+        remaining = []
+        for slug, attack in self.attacks.items():
+            alike = [seconds for other, seconds in whole.items() if self.attacks[other] == attack]
+            expected = whole.get(slug) or (sum(alike) / len(alike) if alike else everything)
+            remaining.append((1 - self.fractions[slug]) * expected)
+        return max(*remaining, sum(remaining) / self.workers)
+
+
+def left_words(seconds: float | None) -> str:
+    """Returns ``about 3 min 20 s left``."""
+    return "time left unknown" if seconds is None else f"about {duration(seconds)} left"
+
+
+def cell_words(cell: Cell) -> str:
+    """Returns ``gi-z/w · sparsify:0.95 · batch 0``."""
+    return f"{cell.attack} · {cell.defense} · batch {cell.batch}"
+
+
+class AuditProgress(Monitor):
+    """Shows an audit's progress; use it inside :meth:`shown`.
+
+    Args:
+        console: where to; standard error by default.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console = console or Console(stderr=True)
+        self.clock = clock
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.cells: dict[str, Cell] = {}
+        self.running: dict[str, Beat] = {}
+        self.time = TimeLeft({}, finished=0, workers=1)
+        self.overall: TaskID | None = None
+        self.done = 0
+        self.printed = clock()
+
+    @contextmanager
+    def shown(self) -> Iterator["AuditProgress"]:
+        """Shows the bars inside the block and takes them away after it."""
+        with self.bars:
+            yield self
+
+    def start(self, cells: Sequence[Cell], finished: Sequence[Cell], workers: int) -> None:
+        """Says what there is to do."""
+        left = [cell for cell in cells if cell not in finished]
+        self.cells = {cell.slug: cell for cell in cells}
+        self.done = len(finished)
+        self.time = TimeLeft(
+            {cell.slug: cell.attack for cell in left}, finished=len(finished), workers=workers
+        )
+        attacks = " ".join(dict.fromkeys(cell.attack for cell in cells))
+        continued = f", {len(finished)} of them finished before" if finished else ""
+        processes = f"{workers} processes" if workers > 1 else "1 process"
+        self._print(f"{_count(len(cells), 'attack run')} ({attacks}){continued}; {processes}")
+        self.overall = self.bars.add_task("all", total=1.0, detail=left_words(None))
+        self._refresh()
+
+    def beat(self, beat: Beat) -> None:
+        """Moves the cell's bar."""
+        self.time.beat(beat.slug, beat.fraction, beat.seconds)
+        self.running[beat.slug] = beat
+        if beat.slug not in self.tasks:
+            description = cell_words(self.cells[beat.slug])
+            self.tasks[beat.slug] = self.bars.add_task(description, total=1.0, detail="")
+        detail = f"{beat.stage} {beat.step}/{beat.steps} · cost {beat.cost:.3g}"
+        self.bars.update(self.tasks[beat.slug], completed=beat.fraction, detail=detail)
+        self._refresh()
+
+    def finish(self, cell: Cell) -> None:
+        """Takes the cell's bar away."""
+        self.done += 1
+        self.time.finish(cell.slug)
+        self.running.pop(cell.slug, None)
+        task = self.tasks.pop(cell.slug, None)
+        if task is not None:
+            self.bars.remove_task(task)
+        self._print(f"finished {cell_words(cell)} ({self.done} of {len(self.cells)})")
+        self._refresh()
+
+    def tick(self) -> None:
+        """Keeps the clock going while nothing else is heard."""
+        self._refresh()
+
+    def stopping(self) -> None:
+        """Says that Ctrl-C was heard."""
+        self._print("stopping: saving checkpoints (Ctrl-C again leaves at once)")
+
+    def _refresh(self) -> None:
+        left = left_words(self.time.left())
+        if self.overall is not None:
+            self.bars.update(self.overall, completed=self.time.fraction, detail=left)
+        if not self.console.is_terminal and self.clock() - self.printed >= LINE_SECONDS:
+            running = "; ".join(
+                f"{cell_words(self.cells[slug])} {beat.fraction:.0%}"
+                for slug, beat in self.running.items()
+            )
+            self._print(
+                f"{self.time.fraction:.0%}, {left}, {self.done} of {len(self.cells)} finished"
+                + (f" | {running}" if running else "")
+            )
+
+    def _print(self, line: str) -> None:
+        self.printed = self.clock()
+        # Wrapping would break lines in logs, and brackets in a name are no markup.
+        self.console.print(
+            f"gradinv: {line}", highlight=False, markup=False, soft_wrap=True, style="dim"
+        )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

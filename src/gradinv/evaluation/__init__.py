@@ -1,0 +1,1 @@
+"""The judge: reconstructions beside originals, and what follows from that."""

@@ -1,0 +1,91 @@
+"""Does a reconstruction point at this very image, or merely at an image of that kind?
+
+A generator makes a plausible picture of the label whatever the gradient says, and a plausible
+picture has some likeness to any other of its kind: two pairs of trousers in Fashion-MNIST reach an
+SSIM of 0.9. So the true image is put among decoys of the same set: an attack that learnt something
+from the update is nearest to the true one.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gradinv.data import ClientBatch, ImageSet
+from gradinv.errors import ConfigError, DataError
+from gradinv.evaluation.matching import check_comparable
+
+
+def decoys_for(
+    image_set: ImageSet, batch: ClientBatch, *, count: int = 63, seed: int = 0
+) -> Float[Tensor, "batch decoy channel height width"]:
+    """Draws decoys for each image of a batch: other images of its label.
+
+    Only of its label, because the attacker knows the label: decoys of other labels would be told
+    apart without any leak, and the chance of a lucky hit would be understated. Images of the batch
+    itself are left out, because matching has dealt with them.
+
+    Returns:
+        Up to ``count`` decoys for each image. Where the set has fewer of a label, the last ones
+        are NaN and count nowhere.
+
+    Raises:
+        ConfigError: a negative count.
+        DataError: a batch without ids, which cannot be told from its decoys.
+    """
+    if count < 0:
+        raise ConfigError(f"expected at least 0 decoys, got {count}; raise the count")
+    if len(batch.ids) != len(batch):
+        raise DataError(
+            "expected a batch with the ids of its images in the set, got none; "
+            "take it from ImageSet.batches"
+        )
+    others = torch.ones(len(image_set), dtype=torch.bool)
+    others[list(batch.ids)] = False
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for label in batch.labels.tolist():
+        shuffled = torch.randperm(len(image_set), generator=generator)
+        alike = others[shuffled] & (image_set.labels[shuffled] == label)
+        rows.append(shuffled[alike][:count].tolist())
+    most = max(len(row) for row in rows)
+    decoys = torch.full((len(batch), most, *image_set.image_shape), torch.nan)
+    for place, row in zip(decoys, rows, strict=True):
+        place[: len(row)] = image_set.images(row)
+    return decoys
+
+
+def count_decoys(
+    decoys: Float[Tensor, "batch decoy channel height width"],
+) -> Int[Tensor, " batch"]:
+    """Returns how many decoys each image has; those of NaN are none."""
+    return (~decoys.isnan().flatten(2).any(2)).sum(1)
+
+
+def identification_rank(
+    reconstructions: Float[Tensor, "batch channel height width"],
+    originals: Float[Tensor, "batch channel height width"],
+    decoys: Float[Tensor, "batch decoy channel height width"],
+) -> Int[Tensor, " batch"]:
+    """Returns how many decoys lie nearer (by MSE) to each reconstruction than its original does.
+
+    0 means identified: the true image is the nearest of ``decoy + 1`` candidates, which happens by
+    chance once in ``decoy + 1``.
+
+    Args:
+        reconstructions: matched to the originals, in their order.
+        originals: the client's images.
+        decoys: for each original its own decoys; NaN where it has fewer.
+
+    Raises:
+        DataError: shapes differ, or a reconstruction is not finite.
+    """
+    check_comparable(reconstructions, originals)
+    if decoys.ndim != 5 or (decoys.shape[0], *decoys.shape[2:]) != tuple(originals.shape):
+        raise DataError(
+            "expected decoys (batch, decoy, channel, height, width) for originals "
+            f"{tuple(originals.shape)}, got {tuple(decoys.shape)}; make them with decoys_for"
+        )
+    # One tensor for both: a decoy equal to the original then ties exactly, and does not count.
+    candidates = torch.cat([originals.unsqueeze(1), decoys.to(originals)], 1)
+    distance = (candidates - reconstructions.to(originals).unsqueeze(1)).square().flatten(2).mean(2)
+    return (distance[:, 1:] < distance[:, :1]).sum(1)  # a comparison with NaN is false

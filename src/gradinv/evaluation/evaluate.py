@@ -1,0 +1,109 @@
+"""One attack's images against the client's batch: matched, measured and controlled."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradinv.data import ClientBatch
+from gradinv.evaluation.controls import count_decoys, identification_rank
+from gradinv.evaluation.matching import match
+from gradinv.evaluation.metrics import mse, psnr, ssim
+
+PSNR_CEILING = 100.0
+"""PSNR of equal images in decibels: JSON has no infinity."""
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """What one reconstruction gives away about one original.
+
+    Args:
+        original: index of the original in the client's batch.
+        reconstruction: index of the reconstruction matched to it.
+        label: the original's class number.
+        mse: mean squared error of pixels in [0, 1].
+        psnr: decibels, at most :data:`PSNR_CEILING`.
+        ssim: structural similarity, at most 1.
+        lpips: perceptual distance; ``None`` without backbone weights.
+        rank: how many decoys are nearer to the reconstruction than the original is.
+        decoys: how many other images of the label it was compared with; 0 without the control.
+    """
+
+    original: int
+    reconstruction: int
+    label: int
+    mse: float
+    psnr: float
+    ssim: float
+    lpips: float | None
+    rank: int
+    decoys: int
+
+    @property
+    def identified(self) -> bool:
+        """Whether the original is the nearest of all candidates; never without decoys."""
+        return self.decoys > 0 and self.rank == 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one batch, in the order of the originals."""
+
+    images: tuple[ImageScore, ...]
+
+    @property
+    def permutation(self) -> tuple[int, ...]:
+        """Indices that put the reconstructions into the order of the originals."""
+        return tuple(score.reconstruction for score in self.images)
+
+
+def evaluate(
+    reconstructions: Float[Tensor, "batch channel height width"],
+    batch: ClientBatch,
+    *,
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+    decoys: Float[Tensor, "batch decoy channel height width"] | None = None,
+) -> Evaluation:
+    """Scores each image of the batch against the reconstruction matched to it.
+
+    Args:
+        reconstructions: images in [0, 1], in any order.
+        batch: the client's images.
+        lpips: an :class:`~gradinv.evaluation.lpips.Lpips`, or nothing.
+        decoys: from :func:`~gradinv.evaluation.controls.decoys_for`, in the batch's order.
+
+    Raises:
+        DataError: shapes differ, or a reconstruction is not finite.
+    """
+    target = batch.images.detach().cpu()
+    preds = reconstructions.detach().cpu().to(target.dtype)
+    order = match(target, preds)
+    preds = preds[order]
+    peaks = psnr(preds, target, data_range=1.0).clamp(max=PSNR_CEILING)
+    likeness = ssim(preds, target, data_range=1.0)
+    errors = mse(preds, target)
+    with torch.no_grad():
+        distances = None if lpips is None else lpips(preds, target)
+    if decoys is None:
+        decoys = target.new_empty(len(batch), 0, *batch.image_shape)
+    ranks = identification_rank(preds, target, decoys)
+    candidates = count_decoys(decoys)
+    return Evaluation(
+        tuple(
+            ImageScore(
+                original=i,
+                reconstruction=int(order[i]),
+                label=int(batch.labels[i]),
+                mse=float(errors[i]),
+                psnr=float(peaks[i]),
+                ssim=float(likeness[i]),
+                lpips=None if distances is None else float(distances[i]),
+                rank=int(ranks[i]),
+                decoys=int(candidates[i]),
+            )
+            for i in range(len(batch))
+        )
+    )

@@ -1,0 +1,30 @@
+"""The client's side: a batch becomes an update, and the update an observation without images."""
+
+from gradinv.federated.client import logits, loss_gradient
+from gradinv.federated.defenses import (
+    Clip,
+    Defense,
+    Noise,
+    Sparsify,
+    format_defenses,
+    parse_defense,
+)
+from gradinv.federated.observation import Observation, check_fits, observe
+from gradinv.federated.protocol import FedSGD, Protocol, Reveal
+
+__all__ = [
+    "Clip",
+    "Defense",
+    "FedSGD",
+    "Noise",
+    "Observation",
+    "Protocol",
+    "Reveal",
+    "Sparsify",
+    "check_fits",
+    "format_defenses",
+    "logits",
+    "loss_gradient",
+    "observe",
+    "parse_defense",
+]

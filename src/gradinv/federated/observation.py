@@ -1,0 +1,348 @@
+"""What the server sees of a client: the barrier between the data and the attack.
+
+An :class:`Observation` has no field that could hold an image. Everything on the server's side
+starts from it alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Generator, Tensor, nn
+
+from gradinv.data import ClientBatch
+from gradinv.errors import ConfigError, GradinvError, ModelError, ObservationError
+from gradinv.federated.client import logits, loss_gradient
+from gradinv.federated.defenses import Defense, Sparsify, format_defenses, parse_defense
+from gradinv.federated.protocol import FedSGD, Protocol, Reveal
+from gradinv.files import load_tensors, save_tensors
+from gradinv.models.batchnorm import (
+    BatchStatistics,
+    batch_norm_layers,
+    record_batch_statistics,
+    require_mode,
+    running_statistics,
+)
+from gradinv.models.normalize import normalization_of
+from gradinv.models.weights import fingerprint
+
+_SCHEMA = 1
+_GRADIENT, _MEAN, _VAR = "gradient/", "bn_mean/", "bn_var/"
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One update, with everything that the server knows about it.
+
+    Attributes:
+        gradient: parameter name -> what the client sent for it, after its defences.
+        batch_size: number of images in the client's batch.
+        image_shape: (channels, height, width) of one image.
+        num_classes: number of logits of the network.
+        labels: classes of the batch in the client's order, when revealed.
+        bn_statistics: batch-norm layer name -> statistics of its input, when revealed.
+        protocol: what the client computed.
+        defenses: what the client is publicly known to have done to the update.
+        clients: number of clients whose updates are summed in this one.
+        model: free text about the network, such as "spec" and "seed"; "fingerprint" tells which
+            weights the update was made with.
+
+    Raises:
+        ObservationError: NaN or infinity in a tensor (all such tensors are named), no gradient, or
+            labels that do not fit the batch or the classes.
+    """
+
+    gradient: Mapping[str, Tensor]
+    batch_size: int
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    labels: Int[Tensor, " batch"] | None = None
+    bn_statistics: Mapping[str, BatchStatistics] | None = None
+    protocol: Protocol = field(default_factory=FedSGD)
+    defenses: tuple[Defense, ...] = ()
+    clients: int = 1
+    model: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.gradient:
+            raise ObservationError(
+                "expected at least one gradient in the update, got none; observe it again"
+            )
+        broken = [name for name, value in self._floats() if not torch.isfinite(value).all()]
+        if broken:
+            raise ObservationError(
+                f"expected finite numbers in the update, got NaN or infinity in "
+                f"{', '.join(broken)}; ask the client for it again"
+            )
+        if self.labels is not None:
+            _check_labels(self.labels, self.batch_size, self.num_classes)
+
+    @property
+    def sparsity_mask(self) -> Mapping[str, Tensor] | None:
+        """Where each gradient is not zero, when the client is publicly known to sparsify.
+
+        Parameter name -> bool tensor of the parameter's shape; computed at each access.
+        """
+        if not any(isinstance(defense, Sparsify) for defense in self.defenses):
+            return None
+        return {name: value != 0 for name, value in self.gradient.items()}
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Observation":
+        """Returns the observation on ``device``, its floating-point tensors as ``dtype``."""
+        statistics = self.bn_statistics
+        if statistics is not None:
+            statistics = {
+                name: BatchStatistics(
+                    value.mean.to(device=device, dtype=dtype),
+                    value.var.to(device=device, dtype=dtype),
+                )
+                for name, value in statistics.items()
+            }
+        return replace(
+            self,
+            gradient={
+                name: value.to(device=device, dtype=dtype) for name, value in self.gradient.items()
+            },
+            labels=None if self.labels is None else self.labels.to(device=device),
+            bn_statistics=statistics,
+        )
+
+    def save(self, path: Path) -> None:
+        """Saves the observation as safetensors, everything but tensors as JSON in the header.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        tensors = dict(self._floats())
+        if self.labels is not None:
+            tensors["labels"] = self.labels
+        header = {
+            "kind": "observation",
+            "schema": _SCHEMA,
+            "parameters": list(self.gradient),  # safetensors does not keep the order
+            "bn_layers": None if self.bn_statistics is None else list(self.bn_statistics),
+            "batch_size": self.batch_size,
+            "image_shape": list(self.image_shape),
+            "num_classes": self.num_classes,
+            "protocol": {"name": "fedsgd", **asdict(self.protocol)},
+            "defenses": format_defenses(self.defenses),
+            "clients": self.clients,
+            "model": dict(self.model),
+        }
+        save_tensors(path, tensors, header)
+
+    @classmethod
+    def load(cls, path: Path) -> "Observation":
+        """Loads what :meth:`save` wrote.
+
+        Raises:
+            StorageError: the file is missing, a pickle, truncated, or not gradinv's.
+            ObservationError: it is no update, one of a newer version, incomplete, or not finite.
+        """
+        tensors, header = load_tensors(path, what="an update")
+        if header.get("kind") != "observation":
+            raise ObservationError(
+                f"expected an update at {path}, got {header.get('kind', 'no kind')!r} in its "
+                "header; make one with gradinv observe"
+            )
+        if header.get("schema") != _SCHEMA:
+            raise ObservationError(
+                f"expected schema {_SCHEMA} in the update at {path}, got {header.get('schema')!r}; "
+                "use the version of gradinv that wrote it"
+            )
+        try:
+            return cls(**_fields(tensors, header))
+        except KeyError as error:
+            raise ObservationError(
+                f"expected a whole update at {path}, got one without {error}; observe it again"
+            ) from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ObservationError(
+                f"expected a readable header in the update at {path}, got '{error}'; "
+                "observe it again"
+            ) from error
+        except GradinvError as error:
+            raise ObservationError(f"{path}: {error}") from error
+
+    def _floats(self) -> list[tuple[str, Tensor]]:
+        named = [(f"{_GRADIENT}{name}", value) for name, value in self.gradient.items()]
+        for name, statistics in (self.bn_statistics or {}).items():
+            named += [(f"{_MEAN}{name}", statistics.mean), (f"{_VAR}{name}", statistics.var)]
+        return named
+
+
+def observe(
+    model: nn.Module,
+    batch: ClientBatch,
+    *,
+    protocol: Protocol = FedSGD(),  # noqa: B008 -- a frozen value
+    defenses: Sequence[Defense] = (),
+    reveal: Reveal = Reveal(),  # noqa: B008 -- a frozen value
+    generator: Generator | None = None,
+    model_info: Mapping[str, str] | None = None,
+) -> Observation:
+    """Makes the update of one client and keeps only what the server gets to see.
+
+    Args:
+        model: the network that the server sent, in the protocol's mode; it is not changed.
+        batch: the client's data.
+        protocol: what the client computes.
+        defenses: applied to the update in this order; the server knows them.
+        reveal: what the server knows beside the update.
+        generator: source of randomness of the defences that need one.
+        model_info: free text about the network, kept in the observation ("spec", "seed").
+
+    Raises:
+        ModelError: the model is in the wrong mode, has no batch-norm layers whose statistics could
+            be revealed, or does not fit the batch's channels or labels.
+        ConfigError: a defence needs the generator, or more than one client is asked for.
+        ObservationError: the gradient is not finite.
+    """
+    if reveal.clients != 1:
+        raise ConfigError(
+            f"expected one client, got clients={reveal.clients}; one batch is one client's"
+        )
+    require_mode(model, protocol.mode)
+    if reveal.bn_statistics != "none" and not batch_norm_layers(model):
+        raise ModelError(
+            f"expected batch-norm layers whose {reveal.bn_statistics} statistics are revealed, "
+            "got a network without any; reveal none"
+        )
+    num_classes = _num_classes(model, batch)
+    with record_batch_statistics(model) as recorded:
+        gradient = loss_gradient(model, batch.images, batch.labels)
+    for defense in defenses:
+        gradient = defense.apply(gradient, generator)
+    statistics: Mapping[str, BatchStatistics] | None = None
+    if reveal.bn_statistics == "running":
+        statistics = running_statistics(model)
+    elif reveal.bn_statistics == "exact":
+        statistics = {
+            name: BatchStatistics(value.mean.detach(), value.var.detach())
+            for name, value in recorded.statistics.items()
+        }
+    channels, height, width = batch.images.shape[1:]
+    return Observation(
+        gradient={name: value.detach() for name, value in gradient.items()},
+        batch_size=len(batch.images),
+        image_shape=(channels, height, width),
+        num_classes=num_classes,
+        labels=batch.labels.clone() if reveal.labels else None,
+        bn_statistics=statistics,
+        protocol=protocol,
+        defenses=tuple(defenses),
+        clients=reveal.clients,
+        model={**(model_info or {}), "fingerprint": fingerprint(model)},
+    )
+
+
+def check_fits(observation: Observation, model: nn.Module) -> None:
+    """Checks that an update was made with this network and these weights.
+
+    Raises:
+        ObservationError: listing every parameter and batch-norm layer that is missing, unexpected
+            or of another shape; or saying that the weights differ.
+    """
+    parameters = {
+        name: tuple(value.shape) for name, value in model.named_parameters() if value.requires_grad
+    }
+    observed = {name: tuple(value.shape) for name, value in observation.gradient.items()}
+    problems = _differences(parameters, observed, "parameter")
+    if observation.bn_statistics is not None:
+        layers = {name: _features(layer) for name, layer in batch_norm_layers(model).items()}
+        revealed = {
+            name: tuple(value.mean.shape) for name, value in observation.bn_statistics.items()
+        }
+        problems += _differences(layers, revealed, "batch-norm layer")
+    if problems:
+        raise ObservationError(
+            f"expected an update of this network, got one where {'; '.join(problems)}; "
+            "give the network that the update was made with"
+        )
+    theirs = observation.model.get("fingerprint")
+    if theirs is not None and theirs != (ours := fingerprint(model)):
+        raise ObservationError(
+            f"expected an update of these weights ({ours}), got one that was made with other "
+            f"weights ({theirs}); give the weights, or the seed, that the client had"
+        )
+
+
+def _differences(
+    own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], what: str
+) -> list[str]:
+    problems = [f"{what} {name} is missing" for name in own if name not in theirs]
+    problems += [f"{what} {name} is unexpected" for name in theirs if name not in own]
+    problems += [
+        f"{what} {name} has shape {theirs[name]} instead of {shape}"
+        for name, shape in own.items()
+        if name in theirs and theirs[name] != shape
+    ]
+    return problems
+
+
+def _features(layer: nn.Module) -> tuple[int, ...]:
+    features = layer.num_features
+    assert isinstance(features, int)  # every batch-norm layer has it
+    return (features,)
+
+
+def _num_classes(model: nn.Module, batch: ClientBatch) -> int:
+    normalize = normalization_of(model)
+    # Broadcasting would hide this one: three means over one channel give three channels.
+    if normalize is not None and len(normalize.mean) != batch.images.shape[1]:
+        raise ModelError(
+            f"expected images of {len(normalize.mean)} channels (the network's), got "
+            f"{batch.images.shape[1]}; load the images with channels={len(normalize.mean)}"
+        )
+    with torch.no_grad():
+        num_classes = logits(model, batch.images).shape[1]
+    highest = int(batch.labels.max())
+    if highest >= num_classes:
+        raise ModelError(
+            f"expected labels below {num_classes} (the network's classes), got {highest}; "
+            f"build the network with at least {highest + 1} classes"
+        )
+    return num_classes
+
+
+def _check_labels(labels: Tensor, batch_size: int, num_classes: int) -> None:
+    if labels.shape != (batch_size,):
+        raise ObservationError(
+            f"expected {batch_size} labels, one for each image, got shape {tuple(labels.shape)}; "
+            "observe it again"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ObservationError(
+            f"expected labels from 0 to {num_classes - 1}, got {low} to {high}; observe it again"
+        )
+
+
+def _fields(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[str, Any]:
+    protocol = dict(header["protocol"])
+    if (name := protocol.pop("name")) != "fedsgd":
+        raise ValueError(f"unknown protocol {name!r}")
+    channels, height, width = map(int, header["image_shape"])
+    layers = header["bn_layers"]
+    return {
+        "gradient": {name: tensors[f"{_GRADIENT}{name}"] for name in header["parameters"]},
+        "batch_size": int(header["batch_size"]),
+        "image_shape": (channels, height, width),
+        "num_classes": int(header["num_classes"]),
+        "labels": tensors.get("labels"),
+        "bn_statistics": None
+        if layers is None
+        else {
+            name: BatchStatistics(tensors[f"{_MEAN}{name}"], tensors[f"{_VAR}{name}"])
+            for name in layers
+        },
+        "protocol": FedSGD(**protocol),
+        "defenses": parse_defense(header["defenses"]),
+        "clients": int(header["clients"]),
+        "model": {str(key): str(value) for key, value in header["model"].items()},
+    }

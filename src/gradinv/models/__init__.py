@@ -1,0 +1,31 @@
+"""Clients' networks: own victims, foreign modules by ``package.module:factory``, batch norm."""
+
+from gradinv.models.batchnorm import (
+    BatchStatistics,
+    batch_norm_layers,
+    record_batch_statistics,
+    require_mode,
+    running_statistics,
+)
+from gradinv.models.convnet import ConvNet
+from gradinv.models.factory import MODELS, build_model
+from gradinv.models.normalize import Normalize, normalization_of
+from gradinv.models.resnet import ResNet18
+from gradinv.models.weights import fingerprint, load_weights, save_weights
+
+__all__ = [
+    "MODELS",
+    "BatchStatistics",
+    "ConvNet",
+    "Normalize",
+    "ResNet18",
+    "batch_norm_layers",
+    "build_model",
+    "fingerprint",
+    "load_weights",
+    "normalization_of",
+    "record_batch_statistics",
+    "require_mode",
+    "running_statistics",
+    "save_weights",
+]

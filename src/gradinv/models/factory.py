@@ -1,0 +1,152 @@
+"""Clients' networks by name, or from any importable factory."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradinv.errors import ModelError, did_you_mean
+from gradinv.models.convnet import ConvNet
+from gradinv.models.resnet import ResNet18
+
+# The largest image that gets the stride-1 stem: the paper uses it at 32 and 64 pixels.
+_LARGEST_CIFAR_STEM = 64
+
+
+def _convnet(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    del image_size
+    return ConvNet(num_classes, channels)
+
+
+def _resnet18(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    stem = "cifar" if image_size <= _LARGEST_CIFAR_STEM else "imagenet"
+    return ResNet18(num_classes, channels, stem)
+
+
+def _resnet18_imagenet(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    del image_size
+    return ResNet18(num_classes, channels, "imagenet")
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "convnet": _convnet,
+    "resnet18": _resnet18,
+    "resnet18-imagenet": _resnet18_imagenet,
+}
+
+
+def build_model(
+    spec: str, *, num_classes: int, channels: int, image_size: int, seed: int
+) -> nn.Module:
+    """Builds a client's network in eval mode, its random weights drawn from ``seed``.
+
+    The global random state is the same before and after.
+
+    Args:
+        spec: one of :data:`MODELS`, or ``package.module:factory``. The working directory is
+            searched too. The factory is called with those of num_classes, channels and image_size
+            that its signature accepts, by keyword, and returns an ``nn.Module`` that maps images
+            in [0, 1] to logits of shape (batch, num_classes).
+        num_classes: number of logits.
+        channels: channels of the images.
+        image_size: height and width of the images in pixels.
+        seed: of the random initialisation.
+
+    Raises:
+        ModelError: unknown name; a factory that cannot be imported or called; a network that does
+            not map the images to logits.
+    """
+    if spec not in MODELS and ":" not in spec:
+        raise ModelError(
+            f"expected a model among {', '.join(MODELS)} or package.module:factory, "
+            f"got {spec!r}; {did_you_mean(spec, MODELS)}"
+        )
+    arguments = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        model = (
+            MODELS[spec](**arguments) if spec in MODELS else _call(spec, _import(spec), arguments)
+        )
+        model.eval()
+        if spec not in MODELS:
+            _check_logits(spec, model, (2, channels, image_size, image_size), num_classes)
+    return model
+
+
+def _import(spec: str) -> Callable[..., Any]:
+    module_name, _, attribute = spec.partition(":")
+    try:
+        with _working_directory_importable():
+            module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs foreign code, which may raise anything
+        raise ModelError(
+            f"expected --model {spec!r} to name an importable module, got "
+            f"{type(error).__name__}: {error}; check the name, or run where {module_name} lies"
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        callables = [name for name in dir(module) if callable(getattr(module, name))]
+        got = "nothing of that name" if factory is None else type(factory).__name__
+        raise ModelError(
+            f"expected a factory {attribute!r} in {module_name}, got {got}; "
+            f"{did_you_mean(attribute, [name for name in callables if name[0] != '_'])}"
+        )
+    return factory
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+def _call(spec: str, factory: Callable[..., Any], arguments: dict[str, int]) -> nn.Module:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            accepted = {parameter.name for parameter in parameters}
+            arguments = {name: value for name, value in arguments.items() if name in accepted}
+        model = factory(**arguments)
+    except Exception as error:  # the factory is foreign code, which may raise anything
+        raise ModelError(
+            f"expected {spec} to build a network from {', '.join(arguments) or 'no arguments'}, "
+            f"got {type(error).__name__}: {error}; "
+            "let it take num_classes, channels and image_size at most"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"expected {spec} to return a torch.nn.Module, got {type(model).__name__}; "
+            "name a function that returns the network"
+        )
+    return model
+
+
+def _check_logits(spec: str, model: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
+    expected = (
+        f"expected {spec} to map images in [0, 1] of shape {shape} to logits of shape "
+        f"({shape[0]}, {num_classes})"
+    )
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(shape))
+    except Exception as error:  # the network is foreign code, which may raise anything
+        raise ModelError(
+            f"{expected}, got {type(error).__name__}: {error}; mend the network's input"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (shape[0], num_classes):
+        got = (
+            f"shape {tuple(logits.shape)}"
+            if isinstance(logits, Tensor)
+            else f"a {type(logits).__name__}"
+        )
+        raise ModelError(f"{expected}, got {got}; give the network {num_classes} outputs")

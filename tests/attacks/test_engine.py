@@ -1,0 +1,139 @@
+import pytest
+import torch
+from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_victim
+
+from gradinv.attacks.engine import PlainDoubleBackward, pixel_units
+from gradinv.attacks.objectives import (
+    L1,
+    BatchNormMatching,
+    Cosine,
+    ImageNorm,
+    LayerCosine,
+    SquaredL2,
+    TotalVariation,
+)
+from gradinv.errors import AttackError
+
+SMOOTH = (Cosine(), LayerCosine(), SquaredL2())
+REGULARIZERS = (TotalVariation(0.1, squared=True), ImageNorm(0.1), BatchNormMatching(0.3))
+
+
+def double(mode: str = "eval", defense: str = "none", bn: str = "exact"):
+    model = tiny_victim().double()
+    model.train(mode == "train")
+    batch = tiny_batch()
+    observation = tiny_observation(
+        model, type(batch)(batch.images.double(), batch.labels, batch.ids), defense=defense, bn=bn
+    )
+    return model, observation
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("defense", ["none", "sparsify:0.5"])
+@pytest.mark.parametrize("distance", SMOOTH, ids=lambda d: type(d).__name__)
+def test_dc_dx_is_the_finite_difference_in_float64(distance, defense, mode, generator):
+    model, observation = double(mode, defense)
+    engine = PlainDoubleBackward(
+        model, observation, distance=distance, regularizers=REGULARIZERS
+    )
+    images = torch.rand((1, 2, 1, 8, 8), generator=generator, dtype=torch.float64)
+    gradient = engine.evaluate(images).gradient
+    step = 1e-5
+    for _ in range(5):
+        direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+        ahead = engine.evaluate(images + step * direction).cost
+        behind = engine.evaluate(images - step * direction).cost
+        expected = ((ahead - behind) / (2 * step)).item()
+        assert (gradient * direction).sum().item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_dc_dx_passes_gradcheck(generator):
+    model, observation = double()
+    engine = PlainDoubleBackward(
+        model, observation, distance=Cosine(), regularizers=(BatchNormMatching(0.3),)
+    )
+
+    class Cost(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            evaluated = engine.evaluate(x)
+            ctx.save_for_backward(evaluated.gradient)
+            return evaluated.cost
+
+        @staticmethod
+        def backward(ctx, *outer):
+            (gradient,) = ctx.saved_tensors
+            return gradient * outer[0].view(-1, 1, 1, 1, 1)
+
+    images = torch.rand((2, 2, 1, 8, 8), generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(Cost.apply, (images.requires_grad_(),), atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("defense", ["none", "sparsify:0.9"])
+@pytest.mark.parametrize("distance", [*SMOOTH, L1()], ids=lambda d: type(d).__name__)
+def test_the_true_images_cost_nothing_and_others_something(distance, defense, mode):
+    model, observation = double(mode, defense)
+    engine = PlainDoubleBackward(
+        model, observation, distance=distance, regularizers=(BatchNormMatching(1.0),)
+    )
+    truth = tiny_batch().images.double()
+    cost = engine.matching(torch.stack([truth, 1 - truth]))
+    assert cost[0].item() == pytest.approx(0, abs=1e-12)
+    assert cost[1].item() > 1e-3
+
+
+def test_the_naive_attacker_sees_a_cost_where_the_adaptive_one_sees_none():
+    model, observation = double(defense="sparsify:0.9")
+    truth = tiny_batch().images.double()[None]
+    engine = PlainDoubleBackward(model, observation, distance=Cosine())
+    engine.target = type(engine.target)(observation.gradient, None)
+    assert engine.matching(truth).item() > 0.01
+
+
+def test_restarts_do_not_see_each_other(victim, observation, generator):
+    engine = PlainDoubleBackward(
+        victim, observation, distance=Cosine(), regularizers=(TotalVariation(0.1),)
+    )
+    images = torch.rand((3, 2, 1, 8, 8), generator=generator)
+    together = engine.evaluate(images)
+    for index in range(3):
+        alone = engine.evaluate(images[index : index + 1])
+        assert torch.equal(alone.gradient[0], together.gradient[index])
+        assert torch.equal(alone.cost[0], together.cost[index])
+
+
+def test_neither_network_nor_images_accumulate_gradients(victim, observation):
+    engine = PlainDoubleBackward(victim, observation, distance=Cosine())
+    images = tiny_batch().images[None].clone().requires_grad_()
+    engine.evaluate(images)
+    assert images.grad is None
+    assert all(parameter.grad is None for parameter in victim.parameters())
+
+
+def test_not_finite_matching_counts_as_infinity(victim, observation):
+    engine = PlainDoubleBackward(victim, observation, distance=Cosine())
+    images = torch.full((1, 2, 1, 8, 8), torch.nan)
+    assert engine.matching(images).tolist() == [torch.inf]
+
+
+def test_statistics_that_were_not_revealed_are_asked_for(victim, observation):
+    with pytest.raises(AttackError, match=r"expected batch-norm statistics.*--reveal-bn"):
+        PlainDoubleBackward(
+            victim, observation, distance=Cosine(), regularizers=(BatchNormMatching(1.0),)
+        )
+
+
+def test_labels_that_were_not_revealed_are_asked_for(victim, observation):
+    from dataclasses import replace
+
+    with pytest.raises(AttackError, match="expected the labels"):
+        PlainDoubleBackward(victim, replace(observation, labels=None), distance=Cosine())
+
+
+def test_pixel_units_come_from_the_networks_own_normalisation(victim):
+    mean, std = pixel_units(victim, (1, 8, 8), torch.zeros(()))
+    assert mean.flatten().tolist() == [0.5]
+    assert std.flatten().tolist() == [0.25]
+    mean, std = pixel_units(torch.nn.Linear(1, 1), (3, 8, 8), torch.zeros(()))
+    assert mean.shape == std.shape == (3, 1, 1)

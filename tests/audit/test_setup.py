@@ -1,0 +1,164 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradinv.audit import setup as module
+from gradinv.audit.cell import check_runnable
+from gradinv.audit.setup import (
+    check_prior_fits,
+    configured,
+    load_prior,
+    prepare,
+    require_prior,
+    resolve_device,
+)
+from gradinv.errors import (
+    AttackError,
+    ConfigError,
+    DataError,
+    GradinvError,
+    ModelError,
+    PriorError,
+    StorageError,
+)
+from gradinv.models import build_model, save_weights
+from gradinv.priors import load_generator
+from tests.audit.world import config
+
+TINY = {"num_classes": 3, "channels": 1, "image_size": 32, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"attack": ("gi-y",)}, AttackError, "did you mean 'gi-"),
+        ({"attack": ("gi-z",)}, AttackError, "expected a prior for gi-z, got none; pass --prior"),
+        ({"attack": ("gi-x+bn",)}, AttackError, "pass --reveal-bn exact"),
+        ({"defense": ("fog",)}, ConfigError, "expected a defence such as"),
+        ({"data": "nowhere"}, DataError, "nothing at nowhere"),
+        ({"batches": 10}, DataError, "expected at least 20 images for 10 batches of 2, got 18"),
+        ({"model": "convnot"}, ModelError, "did you mean 'convnet'?"),
+        ({"weights": "nowhere"}, StorageError, "expected model weights"),
+        ({"prior": "nowhere"}, PriorError, "expected a prior's folder"),
+        ({"prior": "prior", "image_size": 16}, PriorError, "expected a prior of 16x16 pixels in 1"),
+        ({"prior": "prior", "channels": 3}, PriorError, "got one of 32x32 pixels in 1 channel"),
+        ({"lpips_weights": "nowhere"}, StorageError, "expected SqueezeNet 1.1 weights"),
+        ({"model": "tiny_net:plain", "reveal_bn": "exact"}, ModelError, "batch-norm layers"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_attack(settings, kind, message):
+    with pytest.raises(GradinvError) as error:
+        check_runnable(prepare(config(**settings)))
+    assert isinstance(error.value, kind)
+    assert message in str(error.value)
+
+
+def test_cuda_must_be_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="expected a CUDA device for --device cuda, got none"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
+
+
+def test_a_broken_decoy_is_found_before_any_attack():
+    check_runnable(setup := prepare(config(batches=1)))
+    batch = setup.client.batches[0]
+    files = sorted(Path("images").rglob("*.png"))
+    for index, file in enumerate(files):
+        if index not in batch.ids:
+            file.write_bytes(b"no image")
+    broken = prepare(config(batches=1))
+    with pytest.raises(DataError, match="expected an image at"):
+        check_runnable(broken)
+
+
+def test_decoys_are_others_and_always_the_same():
+    setup = prepare(config())
+    batch = setup.client.batches[1]
+    decoys = setup.judge.decoys(batch)
+    torch.testing.assert_close(decoys, setup.judge.decoys(batch), equal_nan=True)
+    for original in batch.images:
+        assert not (decoys == original).flatten(2).all(dim=2).any()
+
+
+def test_steps_and_restarts_reach_the_attack():
+    attack = configured("gi-x", config(steps_scale=0.5, restarts=7))
+    assert attack.restarts == 7
+    assert attack.total_steps == configured("gi-x", config(steps_scale=1.0)).total_steps / 2
+    assert configured("gi-x", config()).restarts == 1
+
+
+def test_the_network_is_in_the_protocols_mode_with_the_given_weights():
+    model = build_model("tiny_net:make", **(TINY | {"seed": 9}))
+    save_weights(model, Path("w.safetensors"))
+    setup = prepare(config(weights="w.safetensors", mode="train"))
+    assert all(module.training for module in setup.model.modules())
+    assert setup.protocol.mode == "train"
+    assert torch.equal(setup.model.state_dict()["0.weight"], model.state_dict()["0.weight"])
+    assert not any(module.training for module in prepare(config()).model.modules())
+    assert setup.model_info()["weights"] == "w.safetensors"
+
+
+def test_the_embedded_prior_comes_with_the_embedded_images_alone(monkeypatch):
+    stand_in = load_generator(Path("prior"))
+    monkeypatch.setattr(module, "embedded_prior", lambda: stand_in)
+    assert prepare(config(data=None, attack=("gi-z",))).server.prior is stand_in
+    # An attack without a prior does not load one.
+    assert prepare(config(data=None)).server.prior is None
+    cpu = torch.device("cpu")
+    assert load_prior(None, device=cpu, embedded=False) is None
+    assert load_prior("embedded", device=cpu, embedded=False) is stand_in
+    given = prepare(config(data=None, attack=("gi-z",), prior="prior")).server.prior
+    assert given is not None
+    assert given is not stand_in
+
+
+def test_every_attack_is_told_what_it_lacks():
+    attack = configured("gi-z", config())
+    with pytest.raises(AttackError, match="or choose an attack without one"):
+        require_prior("gi-z", attack, None)
+    generator = load_generator(Path("prior"))
+    require_prior("gi-z", attack, generator)
+    check_prior_fits(generator, (1, 32, 32))
+    with pytest.raises(PriorError, match="--image-size 64 --channels 3"):
+        check_prior_fits(generator, (3, 64, 64))
+
+
+def test_lpips_that_cannot_see_so_small_images_is_refused_at_once(monkeypatch):
+    class Blind:
+        def __init__(self, path):
+            pass
+
+        def __call__(self, preds, target):
+            raise DataError("expected images of at least 17x17 pixels for LPIPS, got 8x8")
+
+    monkeypatch.setattr(module, "Lpips", Blind)
+    with pytest.raises(DataError, match="for LPIPS"):
+        prepare(config(lpips_weights="w.npz"))
+
+
+def test_the_identity_follows_whatever_decides_the_results():
+    first = prepare(config()).identity()
+    assert prepare(config()).identity() == first
+    assert first["settings"]["device"] == "cpu"
+    seeded = prepare(config(seed=1)).identity()
+    assert seeded["inputs"]["model"] != first["inputs"]["model"]
+    assert seeded["inputs"]["images"] != first["inputs"]["images"]
+    with_prior = prepare(config(prior="prior")).identity()
+    assert first["inputs"]["prior"] is None
+    assert len(with_prior["inputs"]["prior"]) == 16
+    more_steps = prepare(config(steps_scale=0.5)).identity()
+    assert more_steps["inputs"]["attacks"] != first["inputs"]["attacks"]
+
+
+def test_the_notes_say_what_a_reader_must_know():
+    notes = " ".join(prepare(config(batches=1, seconds=2.0, reveal_bn="running")).notes())
+    assert "This audits data that its user holds." in notes
+    assert "LPIPS is absent" in notes
+    assert "the running batch-norm statistics" in notes
+    assert "needs at least 2 batches" in notes
+    assert "limited to 2 s each" in notes
+    assert "interval" not in " ".join(prepare(config()).notes())

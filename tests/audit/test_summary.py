@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from gradinv import __version__
+from gradinv.audit.runner import run_audit
+from gradinv.audit.summary import scores_of, summarise
+from gradinv.evaluation.bootstrap import bootstrap_ci
+from tests.audit.world import config
+
+
+def cell(batch, psnrs, *, lpips=None, attack="gi-x", ranks=(0, 5)):
+    return {
+        "attack": attack,
+        "defense": "none",
+        "batch": batch,
+        "seconds": 10.0 * (batch + 1),
+        "images": [
+            {
+                "original": i, "reconstruction": i, "label": i, "mse": 0.1, "psnr": psnr,
+                "ssim": psnr / 100, "lpips": lpips, "rank": rank, "decoys": 15,
+            }
+            for i, (psnr, rank) in enumerate(zip(psnrs, ranks, strict=True))
+        ],
+    }  # fmt: skip
+
+
+def test_numbers_are_reduced_as_their_names_say():
+    cells = [cell(0, (10.0, 20.0), lpips=0.25), cell(1, (30.0, 16.0), lpips=0.75)]
+    (row,) = summarise(cells, seed=0)
+    assert (row["attack"], row["defense"], row["n"]) == ("gi-x", "none", 4)
+    assert row["psnr_mean"] == pytest.approx(19)
+    assert row["psnr_best"] == pytest.approx(25)
+    assert row["ssim_mean"] == pytest.approx(0.19)
+    assert row["ssim_best"] == pytest.approx(0.25)
+    assert row["lpips_mean"] == pytest.approx(0.5)
+    assert row["seconds"] == pytest.approx(15)
+    assert row["identified"] == pytest.approx(0.5)
+    assert row["psnr_ci95"] == list(bootstrap_ci([15.0, 23.0], seed=0) or ())
+    assert row["level"] in row["verdict"]
+    assert "gi-x" in row["verdict"]
+
+
+def test_one_batch_has_no_interval_and_no_weights_no_lpips():
+    (row,) = summarise([cell(0, (10.0, 20.0))], seed=0)
+    assert row["psnr_ci95"] is None
+    assert row["lpips_mean"] is None
+
+
+def test_each_attack_has_its_row():
+    cells = [cell(0, (10.0, 20.0)), cell(0, (30.0, 31.0), attack="gi-z"), cell(1, (12.0, 22.0))]
+    rows = summarise(cells, seed=0)
+    assert [(row["attack"], row["n"]) for row in rows] == [("gi-x", 4), ("gi-z", 2)]
+
+
+def test_scores_come_back_as_they_were_stored():
+    first, second = scores_of(cell(0, (10.0, 20.0)))
+    assert (first.psnr, first.identified, second.identified) == (10.0, True, False)
+
+
+def test_the_audit_has_the_keys_of_the_contract():
+    audit = run_audit(config(attack=("gi-w",), prior="prior"), Path("run"))
+    assert (audit["schema"], audit["gradinv"]) == (1, __version__)
+    settings = config().settings()
+    assert set(settings) <= set(audit["config"])
+    known = audit["config"]
+    assert (known["device"], known["prior"], known["labels_known"]) == ("cpu", "prior", True)
+    assert {"versions", "machine", "revision", "inputs", "attacks"} <= set(known)
+    assert known["attacks"]["gi-w"]["stages"][0]["steps"] == audit["cells"][0]["steps"]
+    assert known["images"] == {"name": "images", "count": 18, "classes": 3}
+    cell_keys = "attack defense batch seed steps seconds objective outcome images files status"
+    image_keys = "original reconstruction psnr ssim lpips mse label rank decoys"
+    summary_keys = "attack defense n psnr_mean psnr_best psnr_ci95 ssim_mean lpips_mean seconds"
+    assert set(cell_keys.split()) <= set(audit["cells"][0])
+    assert set(image_keys.split()) == set(audit["cells"][0]["images"][0])
+    assert set(summary_keys.split()) <= set(audit["summary"][0])
+    assert any("LPIPS is absent" in note for note in audit["notes"])
+    json.dumps(audit, allow_nan=False)

@@ -1,0 +1,58 @@
+"""A tiny world below the working directory: images, a network and a prior."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gradinv.audit.plan import AuditConfig
+from gradinv.priors.dcgan import DCGAN
+from gradinv.priors.generator import save_generator
+
+NETWORK = """
+from torch import nn
+
+def make(num_classes, channels, image_size):
+    side = image_size // 8
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 8, stride=8), nn.BatchNorm2d(4), nn.Sigmoid(),
+        nn.Flatten(), nn.Linear(4 * side * side, num_classes),
+    )
+
+def plain(num_classes, channels, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
+"""
+
+
+def build(folder: Path) -> None:
+    """Writes ``images/`` (3 classes of 6), ``tiny_net.py`` and ``prior/`` into a folder."""
+    source = np.random.default_rng(0)
+    for name in ("cat", "dog", "eel"):
+        (folder / "images" / name).mkdir(parents=True)
+        for index in range(6):
+            pixels = source.integers(0, 256, (32, 32), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / name / f"{index}.png")
+    (folder / "tiny_net.py").write_text(NETWORK)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = DCGAN(image_size=32, channels=1, base_channels=4, latent_dim=8)
+    save_generator(generator.eval(), folder / "prior", {"data": "nothing", "steps": 0})
+
+
+def config(**settings: Any) -> AuditConfig:
+    """Returns an audit of the tiny world that takes a second."""
+    tiny: dict[str, Any] = {
+        "data": "images",
+        "channels": 1,
+        "model": "tiny_net:make",
+        "batch_size": 2,
+        "batches": 2,
+        "attack": ("gi-x",),
+        "defense": ("none",),
+        "steps_scale": 0.01,
+        "workers": 1,
+        "device": "cpu",
+    }
+    return AuditConfig(**(tiny | settings))

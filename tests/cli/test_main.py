@@ -1,0 +1,170 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+import gradinv.cli as module
+from gradinv import __version__
+from gradinv.cli import main
+from gradinv.cli.stopping import Stopped, run_folder
+from gradinv.errors import DataError
+
+
+def test_help_answers_in_under_a_second():
+    """The best of several, because other work on the machine is no fault of ours."""
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "gradinv.cli", "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seconds.append(time.perf_counter() - started)
+        assert "honest-but-curious" in done.stdout
+        if seconds[-1] < 1:
+            return
+    raise AssertionError(f"expected an answer in under 1 s, got {min(seconds):.2f} s at best")
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, gradinv.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["audit", "invert", "observe", "prior", "prior train", "prior show", "report"],
+)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([*command.split(), "--help"])
+    assert left.value.code == 0
+    assert f"usage: gradinv {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["audti"],
+        ["audit", "--batchsize", "4"],
+        ["audit", "--batch-size", "four"],
+        ["audit", "--mode", "sleep"],
+        ["audit", "--attack", "gi-x", "gi-z"],
+        ["invert"],
+        ["observe"],
+        ["prior"],
+        ["report"],
+    ],
+)
+def test_wrong_usage_ends_with_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gradinv {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("audit --attack gi-xx", "did you mean 'gi-x'?"),
+        ("audit --protocol fedavg", "expected --protocol fedsgd, got 'fedavg'"),
+        ("audit --data nowhere", "nothing at nowhere"),
+        ("audit --batches 0", "expected --batches of at least 1, got 0"),
+        ("invert nowhere", "expected an update as a safetensors file at nowhere"),
+        ("observe --batch -1 --out u", "expected --batch of at least 0, got -1"),
+        ("observe --data nowhere --out u", "nothing at nowhere"),
+        ("prior show nowhere", "expected a prior's folder"),
+        ("prior show prior --rows 0", "expected --rows of at least 1, got 0"),
+        ("prior train images --steps 0 --out p", "expected --steps above 0, got 0"),
+        ("prior train images --steps 1 --minutes 1 --out p", "got both; give one of them"),
+        ("prior train images --steps 1 --out p", "expected at least 64 images to train a prior"),
+        ("report nowhere", "expected a finished run with audit.json in nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
+    assert main(arguments.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("gradinv: error: ")
+    assert message in captured.err
+
+
+def fail_with(monkeypatch, error):
+    def run(options, arguments):
+        raise error
+
+    monkeypatch.setattr(module, "_run", run)
+
+
+def test_an_error_of_several_lines_is_printed_on_one(monkeypatch, capsys):
+    fail_with(monkeypatch, DataError("expected a\n  b, got c"))
+    assert main(["audit"]) == 2
+    assert capsys.readouterr().err == "gradinv: error: expected a b, got c\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["audit", "--seed", "3"], "gradinv audit --seed 3 --out runs/1"),
+        (["audit", "--out", "x", "--seed", "3"], "gradinv audit --seed 3 --out runs/1"),
+        (["audit", "--out=x"], "gradinv audit --out runs/1"),
+        (["audit", "--data", "my images"], "gradinv audit --data 'my images' --out runs/1"),
+    ],
+)
+def test_ctrl_c_says_how_to_continue(arguments, command, monkeypatch, capsys):
+    fail_with(monkeypatch, Stopped("--out", "runs/1"))
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == f"gradinv: stopped; to continue: {command}\n"
+
+
+def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
+    fail_with(monkeypatch, KeyboardInterrupt())
+    assert main(["audit"]) == 130
+    assert "the last checkpoints are kept" in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_is_no_wrong_use(monkeypatch, capsys):
+    fail_with(monkeypatch, ZeroDivisionError("within"))
+    assert main(["audit"]) == 70
+    captured = capsys.readouterr()
+    assert "Traceback" in captured.err
+    assert captured.err.endswith("please report it with the lines above\n")
+
+
+def test_a_reader_that_left_is_no_error():
+    """As in ``gradinv prior show | head -0``: the pipe is closed before anything is written."""
+    code = (
+        "import sys, gradinv.cli as c\n"
+        "def run(o, a):\n    print('x' * 100000); sys.stdout.flush()\n"
+        "c._run = run; sys.exit(c.main(['audit']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), errors) == (0, b"")
+
+
+def test_a_run_folder_is_new(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradinv.cli.stopping.time.strftime", lambda form: "20200101-000000")
+    first = run_folder(None)
+    assert first.as_posix() == "runs/20200101-000000"
+    first.mkdir(parents=True)
+    assert run_folder(None).as_posix() == "runs/20200101-000000-2"
+    assert run_folder("x").as_posix() == "x"

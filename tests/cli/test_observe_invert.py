@@ -1,0 +1,198 @@
+import json
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gradinv.audit import cell as cell_module
+from gradinv.audit.cell import observe_planned
+from gradinv.audit.plan import Cell, derive_seed
+from gradinv.audit.runner import run_audit
+from gradinv.audit.setup import prepare
+from gradinv.cli import invert as module
+from gradinv.cli import main
+from gradinv.cli.invert import grid_png
+from gradinv.federated import Observation
+from gradinv.files import load_tensors, save_tensors
+from tests.audit.world import config
+
+OBSERVE = shlex.split(
+    "observe --data images --channels 1 --model tiny_net:make --batch-size 2 --device cpu "
+    "--defense noise:0.001 --batch 1 --out u.safetensors"
+)
+INVERT = shlex.split("invert u.safetensors --attack gi-x --steps-scale 0.01 --device cpu")
+
+
+@pytest.fixture
+def update(capsys):
+    assert main([*OBSERVE, "--save-weights", "w.safetensors"]) == 0
+    return Path("u.safetensors")
+
+
+def test_the_update_is_the_one_that_an_audit_attacks(update, capsys):
+    saved = Observation.load(update)
+    setup = prepare(config(defense=("noise:0.001",)))
+    attacked = observe_planned(setup, Cell("gi-x", "noise:0.001", 1))
+    assert saved.gradient.keys() == attacked.gradient.keys()
+    assert all(torch.equal(saved.gradient[n], attacked.gradient[n]) for n in saved.gradient)
+    assert saved.model == attacked.model
+    assert capsys.readouterr().out == "u.safetensors w.safetensors\n"
+
+
+def test_an_attack_on_it_finds_what_the_audit_finds(update, capsys):
+    run_audit(config(defense=("noise:0.001",)), Path("run"))
+    seed = derive_seed(0, "attack", 1)
+    assert main([*INVERT, "--seed", str(seed), "--out", "inverted"]) == 0
+    found, header = load_tensors(Path("inverted/reconstruction.safetensors"), what="pictures")
+    path = Path("run/cells/gi-x--noise-0.001--batch1.safetensors")
+    audited, _ = load_tensors(path, what="a cell")
+    assert torch.equal(found["stage/0/cost"], audited["stage/0/cost"])
+    assert header["kind"] == "reconstruction"
+    assert header["labels"] == Observation.load(update).labels.tolist()  # type: ignore[union-attr]
+
+
+def test_pictures_tensors_and_numbers_are_written(update, capsys):
+    assert main([*INVERT, "--out", "inverted", "--weights", "w.safetensors"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2].startswith("gi-x: all steps done, matching cost ")
+    assert printed[-1] == "inverted/reconstruction.png"
+    with Image.open("inverted/reconstruction.png") as picture:
+        assert picture.size == (2 * 128, 128)
+    tensors, _ = load_tensors(Path("inverted/reconstruction.safetensors"), what="pictures")
+    assert set(tensors) == {"images", "reconstruction", "stage/0/images", "stage/0/cost"}
+    assert tensors["images"].shape == (2, 1, 32, 32)
+    assert tensors["images"].dtype == torch.float32
+    result = json.loads(Path("inverted/invert.json").read_text())
+    assert {"schema", "gradinv", "attack", "seed", "labels", "steps", "seconds", "objective",
+            "outcome", "stages", "config"} <= set(result)  # fmt: skip
+    assert (result["attack"], result["config"]["weights"]) == ("gi-x", "w.safetensors")
+    assert "images" not in result
+
+
+def test_it_needs_neither_images_nor_factory_seed(update, capsys):
+    for file in Path("images").rglob("*.png"):
+        file.unlink()
+    assert main([*INVERT, "--out", "inverted"]) == 0
+
+
+def test_a_finished_attack_is_not_run_again(update, capsys, monkeypatch):
+    assert main([*INVERT, "--out", "inverted"]) == 0
+    first = capsys.readouterr().out
+
+    def refuse(*arguments, **settings):
+        raise AssertionError("run again")
+
+    monkeypatch.setattr(module, "attack_cell", refuse)
+    assert main([*INVERT, "--out", "inverted"]) == 0
+    assert capsys.readouterr().out in first
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_continues(update, capsys, monkeypatch):
+    whole = [*INVERT, "--out", "whole"]
+    assert main(whole) == 0
+    original = module.AuditProgress.beat
+    pressed = []
+
+    def press_once(self, beat):
+        if not pressed:
+            pressed.append(1)
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, beat)
+
+    monkeypatch.setattr(cell_module, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(module.AuditProgress, "beat", press_once)
+    parts = [*INVERT, "--out", "parts"]
+    capsys.readouterr()
+    assert main(parts) == 130
+    assert capsys.readouterr().err.splitlines()[-1].endswith("--out parts")
+    assert Path("parts/checkpoint.safetensors").is_file()
+    assert not Path("parts/invert.json").exists()
+    assert main(parts) == 0
+    assert not Path("parts/checkpoint.safetensors").exists()
+    expected, _ = load_tensors(Path("whole/reconstruction.safetensors"), what="pictures")
+    found, _ = load_tensors(Path("parts/reconstruction.safetensors"), what="pictures")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def rewritten(change):
+    """Writes the update again with another header or other tensors."""
+    tensors, header = load_tensors(Path("u.safetensors"), what="an update")
+    change(tensors, header)
+    save_tensors(Path("u.safetensors"), tensors, header)
+
+
+def lose_labels(tensors, header):
+    del tensors["labels"]
+
+
+def lose_seed(tensors, header):
+    header["model"]["seed"] = "none"
+
+
+def break_number(tensors, header):
+    tensors["gradient/4.bias"][0] = float("nan")
+
+
+def lose_layer(tensors, header):
+    header["parameters"].remove("4.bias")
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        (lose_labels, [], "expected an update with its labels in u.safetensors, got one without"),
+        (lose_seed, [], "as the network's seed in the update, got 'none'"),
+        (break_number, [], "NaN or infinity in gradient/4.bias"),
+        (lose_layer, [], "parameter 4.bias is missing"),
+        (None, ["--model", "tiny_net:plain"], "parameter 1.bias has shape (4,) instead of (3,)"),
+        (None, ["--attack", "gi-z"], "expected a prior for gi-z, got none"),
+        (None, ["--attack", "gi-x+bn"], "observe the update with --reveal-bn exact"),
+        (None, ["--weights", "u.safetensors"], "expected model weights at u.safetensors"),
+        (None, ["--restarts", "0"], "--restarts of at least 1"),
+    ],
+)
+def test_what_is_wrong_is_one_line(change, arguments, message, update, capsys):
+    if change is not None:
+        rewritten(change)
+    capsys.readouterr()
+    assert main([*INVERT, *arguments, "--out", "inverted"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert not Path("inverted").exists()
+
+
+def test_other_weights_are_noticed(update, capsys):
+    assert main([*OBSERVE, "--seed", "1", "--save-weights", "w1.safetensors"]) == 0
+    Path("u.safetensors").unlink()
+    assert main(OBSERVE) == 0
+    assert main([*INVERT, "--weights", "w1.safetensors", "--out", "inverted"]) == 2
+    assert "made with other weights" in capsys.readouterr().err
+
+
+def test_the_embedded_prior_can_be_named(update, capsys, monkeypatch):
+    called = []
+
+    def stand_in():
+        called.append(1)
+        return module.load_prior("prior", device=torch.device("cpu"), embedded=False)
+
+    monkeypatch.setattr("gradinv.audit.setup.embedded_prior", stand_in)
+    arguments = ["--attack", "gi-z", "--prior", "embedded", "--restarts", "1", "--out", "i"]
+    assert main([*INVERT, *arguments]) == 0
+    assert called == [1]
+
+
+def test_a_grid_has_rows_of_eight_on_white():
+    images = torch.zeros(9, 3, 4, 4, dtype=torch.uint8)
+    images[8] = 200
+    Path("grid.png").write_bytes(grid_png(images, side=8))
+    with Image.open("grid.png") as picture:
+        assert picture.size == (8 * 8, 2 * 8)
+        assert picture.getpixel((0, 0)) == (0, 0, 0)
+        assert picture.getpixel((0, 8)) == (200, 200, 200)
+        assert picture.getpixel((8, 8)) == (255, 255, 255)

@@ -1,0 +1,77 @@
+import dataclasses
+
+import pytest
+
+from gradinv.audit.plan import AuditConfig
+from gradinv.cli.options import Audit, Invert, Observe, Prior, PriorShow, PriorTrain, Report, parse
+from gradinv.errors import ConfigError
+from gradinv.priors.training import TrainingConfig
+
+# The contract of the command line: names and defaults that others rely on.
+CONTRACT = {
+    "data": None,
+    "image_size": 32,
+    "model": "convnet",
+    "batch_size": 4,
+    "mode": "eval",
+    "protocol": "fedsgd",
+    "attack": ("gi-x", "gi-z/w"),
+    "prior": None,
+    "steps_scale": 1.0,
+    "restarts": None,
+    "seed": 0,
+    "device": "auto",
+    "out": None,
+}
+
+
+def test_no_options_are_the_defaults_of_the_contract():
+    options = parse(["audit"])
+    assert isinstance(options, Audit)
+    assert options.config == AuditConfig()
+    assert not options.json
+    for name, value in CONTRACT.items():
+        assert getattr(options.config, name) == value
+
+
+def test_every_option_of_audit_arrives():
+    given = {
+        "data": "d", "image_size": 64, "channels": 3, "model": "resnet18", "weights": "w",
+        "batch_size": 8, "batches": 3, "mode": "train", "protocol": "fedsgd",
+        "attack": ("gi-x", "gi-z"), "defense": ("none", "noise:0.01"), "reveal_bn": "exact",
+        "prior": "p", "steps_scale": 0.5, "restarts": 2, "seconds": 9.0, "seed": 4,
+        "device": "cpu", "out": "o", "lpips_weights": "l", "workers": 2,
+    }  # fmt: skip
+    assert set(given) == {field.name for field in dataclasses.fields(AuditConfig)}
+    arguments = ["audit", "--json"]
+    for name, value in given.items():
+        for item in value if isinstance(value, tuple) else (value,):
+            arguments += ["--" + name.replace("_", "-"), str(item)]
+    options = parse(arguments)
+    assert isinstance(options, Audit)
+    assert options.json
+    assert dataclasses.asdict(options.config) == given
+
+
+def test_a_setting_without_meaning_is_no_usage_error():
+    with pytest.raises(ConfigError, match="--seed of at least 0"):
+        parse(["audit", "--seed", "-1"])
+
+
+def test_the_other_commands():
+    assert parse(["invert", "u", "--attack", "gi-x"]) == Invert(update="u", attack="gi-x")
+    assert parse(["observe", "--out", "u", "--batch", "2"]) == Observe(out="u", batch=2)
+    assert parse(["prior", "show"]) == Prior(PriorShow())
+    train = parse(["prior", "train", "d", "--arch", "dcgan", "--minutes", "5", "--out", "p"])
+    assert train == Prior(PriorTrain(data="d", out="p", minutes=5.0))
+    assert parse(["report", "run"]) == Report(run="run")
+
+
+def test_training_defaults_are_those_of_the_library():
+    """They are repeated in the options, because torch is too slow to import for a help text."""
+    own = PriorTrain(data="d", out="p")
+    renamed = {"latent_dim": "latent"}
+    for setting in dataclasses.fields(TrainingConfig):
+        if setting.name not in {"ema", "precision"}:
+            option = renamed.get(setting.name, setting.name)
+            assert getattr(own, option) == setting.default, option

@@ -1,0 +1,77 @@
+"""A batch's scores: matched, in the originals' order, without reduction."""
+
+import pytest
+import torch
+
+from gradinv.data import ClientBatch, load_images
+from gradinv.errors import DataError
+from gradinv.evaluation.controls import decoys_for
+from gradinv.evaluation.evaluate import PSNR_CEILING, evaluate
+from gradinv.evaluation.metrics import mse, psnr, ssim
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_images(None)
+
+
+@pytest.fixture(scope="module")
+def batch(images) -> ClientBatch:
+    return images.batches(batch_size=4, count=1, seed=0)[0]
+
+
+@pytest.fixture
+def noisy(batch, generator):
+    noise = torch.randn(batch.images.shape, generator=generator)
+    levels = torch.tensor([0.02, 0.05, 0.1, 0.2]).view(4, 1, 1, 1)
+    return (batch.images + levels * noise).clamp(0, 1)
+
+
+def test_scores_follow_the_originals(images, batch, noisy):
+    order = [2, 0, 3, 1]
+    decoys = decoys_for(images, batch)
+    evaluation = evaluate(noisy[order], batch, decoys=decoys)
+    assert evaluation.permutation == (1, 3, 0, 2)
+    assert [score.original for score in evaluation.images] == [0, 1, 2, 3]
+    assert [score.label for score in evaluation.images] == batch.labels.tolist()
+    for name, function in {"psnr": psnr, "ssim": ssim}.items():
+        expected = function(noisy, batch.images, data_range=1.0).tolist()
+        assert [getattr(score, name) for score in evaluation.images] == pytest.approx(expected)
+    expected = mse(noisy, batch.images).tolist()
+    assert [score.mse for score in evaluation.images] == pytest.approx(expected)
+    assert [(score.rank, score.decoys) for score in evaluation.images] == [(0, 15)] * 4
+    assert all(score.identified for score in evaluation.images)
+
+
+def test_true_images(batch):
+    evaluation = evaluate(batch.images, batch)
+    for score in evaluation.images:
+        assert (score.mse, score.psnr) == (0, PSNR_CEILING)
+        assert score.ssim == pytest.approx(1)
+
+
+def test_without_decoys_nothing_is_identified(batch):
+    score = evaluate(batch.images, batch).images[0]
+    assert (score.rank, score.decoys, score.identified) == (0, 0, False)
+
+
+def test_lpips_sees_matched_images(batch, noisy):
+    def distance(preds, target):
+        return (preds - target).abs().amax((1, 2, 3))
+
+    evaluation = evaluate(noisy.flip(0), batch, lpips=distance)
+    expected = distance(noisy, batch.images).tolist()
+    assert [score.lpips for score in evaluation.images] == pytest.approx(expected)
+    assert evaluate(noisy, batch).images[0].lpips is None
+
+
+def test_reconstructions_of_another_type_and_with_history(batch, noisy):
+    tracked = noisy.double().requires_grad_()
+    assert evaluate(tracked, batch).images[0].psnr == pytest.approx(
+        evaluate(noisy, batch).images[0].psnr
+    )
+
+
+def test_not_finite(batch):
+    with pytest.raises(DataError, match=r"NaN or infinity in reconstructions \[0, 1, 2, 3\]"):
+        evaluate(torch.full_like(batch.images, torch.nan), batch)

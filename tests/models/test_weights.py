@@ -1,0 +1,84 @@
+"""Weights on disk and the fingerprint."""
+
+import io
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from gradinv.errors import ModelError, StorageError
+from gradinv.files import save_tensors
+from gradinv.models.convnet import ConvNet
+from gradinv.models.weights import fingerprint, load_weights, save_weights
+
+
+def make(seed: int = 0, widths: tuple[int, ...] = (3, 4), classes: int = 5) -> ConvNet:
+    torch.manual_seed(seed)
+    model = ConvNet(classes, channels=1, widths=widths).train()
+    model(torch.rand(4, 1, 8, 8))  # running statistics of its own
+    return model.eval()
+
+
+def test_round_trip_bit_for_bit(tmp_path):
+    saved, loaded = make(0), make(1)
+    save_weights(saved, tmp_path / "weights.safetensors")
+    load_weights(loaded, tmp_path / "weights.safetensors")
+    for name, value in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert fingerprint(loaded) == fingerprint(saved)
+
+
+def test_every_problem_is_listed_and_the_model_is_left_alone(tmp_path):
+    state = make().state_dict()
+    state["extra.weight"] = torch.zeros(1)
+    del state["blocks.block1.bn.bias"]
+    del state["normalize.std"]
+    state["head.weight"] = torch.zeros(7, 4)
+    state["head.bias"] = torch.full((5,), torch.nan)
+    save_tensors(tmp_path / "w.safetensors", state, {"kind": "weights", "schema": 1})
+    model = make(1)
+    before = fingerprint(model)
+    with pytest.raises(ModelError) as caught:
+        load_weights(model, tmp_path / "w.safetensors")
+    message = str(caught.value)
+    for problem in (
+        "extra.weight is unexpected",
+        "blocks.block1.bn.bias is missing",
+        "normalize.std is missing",
+        "head.weight has shape (7, 4) instead of (5, 4)",
+        "head.bias holds NaN or infinity",
+        "build the model that the weights were saved from",
+    ):
+        assert problem in message
+    assert fingerprint(model) == before
+
+
+def test_another_kind_of_file(tmp_path):
+    save_tensors(tmp_path / "prior.safetensors", {"a": torch.zeros(1)}, {"kind": "prior"})
+    with pytest.raises(ModelError, match=r"expected model weights at .*got 'prior' in its header"):
+        load_weights(make(), tmp_path / "prior.safetensors")
+
+
+def test_pickles_are_refused(tmp_path):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:  # what torch.save writes
+        file.writestr("archive/data.pkl", b"\x80\x02.")
+    (tmp_path / "w.pt").write_bytes(archive.getvalue())
+    with pytest.raises(StorageError, match=r"expected model weights .*got a pickle"):
+        load_weights(make(), tmp_path / "w.pt")
+
+
+def test_fingerprint_sees_every_value_and_name():
+    seen = {fingerprint(make())}
+    for name in make().state_dict():
+        model = make()
+        model.state_dict()[name].view(-1)[0] += 1
+        seen.add(fingerprint(model))
+    assert len(seen) == 1 + len(make().state_dict())
+    assert fingerprint(nn.Sequential(make())) not in seen
+    assert all(len(text) == 16 and int(text, 16) >= 0 for text in seen)
+
+
+def test_fingerprint_is_the_same_in_double_precision():
+    assert fingerprint(make().double()) == fingerprint(make())

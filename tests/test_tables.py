@@ -1,0 +1,168 @@
+"""benchmarks/tables.py: the tables in README and docs are what the results say."""
+
+import json
+
+import pytest
+
+from benchmarks import tables
+from benchmarks.results import RESULTS, ROOT, image_figures
+from gradinv.errors import ConfigError, StorageError
+
+ROWS = [
+    {
+        "data": data,
+        "setting": setting,
+        "attack": attack,
+        "batch": batch,
+        "psnr": psnr + batch + image,
+        "ssim": 0.5,
+        "seconds": 30.4,
+    }
+    for data, setting, attack, psnr in [
+        ("faces", "none", "gi-x", 20.0),
+        ("faces", "none", "gi-z/w", 18.0),
+        ("faces", "sparsify:0.95", "gi-x", 12.0),
+        ("faces", "sparsify:0.95", "gi-z/w", 16.25),
+    ]
+    for batch in (0, 1)
+    for image in (0, 1)
+]
+MACHINE = {"processor": "Some CPU", "cores": 2, "accelerator": None, "system": "Linux"}
+TABLE = """\
+| images | defence | attack | PSNR, mean (dB) | PSNR, best of batch (dB) | SSIM, mean \
+| seconds per update | n |
+|---|---|---|---:|---:|---:|---:|---:|
+| faces | none | `gi-x` | **21.00** | 21.50 | 0.500 | 30 | 4 |
+| faces | none | `gi-z/w` | 19.00 | 19.50 | 0.500 | 30 | 4 |
+| faces | sparsify:0.95 | `gi-x` | 13.00 | 13.50 | 0.500 | 30 | 4 |
+| faces | sparsify:0.95 | `gi-z/w` | **17.25** | 17.75 | 0.500 | 30 | 4 |
+
+From `results/audit-convnet.json`: revision 0123456789ab with changes, 2026-01-02, \
+2 cores of Some CPU, torch 2.13.0.
+"""
+
+
+@pytest.fixture
+def content():
+    return {
+        "schema": 1,
+        "name": "audit-convnet",
+        "revision": "0123456789abcdef0123456789abcdef01234567-dirty",
+        "date": "2026-01-02T03:04:05+00:00",
+        "machine": MACHINE,
+        "versions": {"torch": "2.13.0"},
+        "settings": {"main": "faces none"},
+        "figures": image_figures(ROWS, main="faces none"),
+        "rows": ROWS,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path, content):
+    (tmp_path / "audit-convnet.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", tables.documents(), ids=lambda path: path.name)
+def test_the_tables_of_the_repository_are_what_the_results_say(path):
+    text = path.read_text("utf-8")
+    assert tables.fill(text, where=path.name) == text, "run `make tables`"
+
+
+@pytest.mark.parametrize("name", tables.RENDERERS)
+def test_the_figures_of_the_repository_follow_from_its_rows(name):
+    path = RESULTS / f"{name}.json"
+    # Where nothing is measured, README says so, and the test above holds it to that.
+    if path.exists():
+        content = json.loads(path.read_text("utf-8"))
+        expected = image_figures(content["rows"], main=content["settings"]["main"])
+        for key, value in expected.items():
+            assert content["figures"][key] == pytest.approx(value), key
+
+
+def test_readme_has_every_table():
+    text = (ROOT / "README.md").read_text("utf-8")
+    for name in tables.RENDERERS:
+        assert f"<!-- table:{name} -->" in text
+
+
+def test_a_table_has_a_row_for_each_case_and_the_best_is_bold(folder):
+    assert tables.render("audit-convnet", folder) == TABLE
+
+
+def test_filling_replaces_what_stood_there_and_nothing_else(folder):
+    text = "before\n<!-- table:audit-convnet -->\nold\n<!-- /table -->\nafter\n"
+
+    filled = tables.fill(text, folder)
+
+    assert filled == f"before\n<!-- table:audit-convnet -->\n{TABLE}<!-- /table -->\nafter\n"
+    assert tables.fill(filled, folder) == filled
+
+
+def test_a_changed_result_changes_the_table(folder, content):
+    text = tables.fill("<!-- table:audit-convnet -->\n<!-- /table -->\n", folder)
+    content["figures"]["psnr_mean gi-x"] = 20.5
+    (folder / "audit-convnet.json").write_text(json.dumps(content))
+
+    assert tables.fill(text, folder) != text
+
+
+def test_a_table_without_results_says_so(tmp_path):
+    text = "<!-- table:audit-resnet18 -->\n<!-- /table -->\n"
+    assert "Not measured yet: there is no `results/audit-resnet18.json`" in tables.fill(
+        text, tmp_path
+    )
+
+
+def test_an_accelerator_is_named(content):
+    content["machine"] = MACHINE | {"accelerator": "Some GPU"}
+    assert "Some GPU, 2 cores of Some CPU" in tables.source_line(content)
+
+
+def test_a_missing_figure_is_an_error(folder, content):
+    del content["figures"]["seconds gi-x | faces sparsify:0.95"]
+    (folder / "audit-convnet.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"figure 'seconds gi-x \| faces sparsify:0.95' in"):
+        tables.render("audit-convnet", folder)
+
+
+def test_an_unknown_table_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a table among .*, got 'audit-vgg'"):
+        tables.fill("<!-- table:audit-vgg -->\n<!-- /table -->\n", tmp_path)
+
+
+def test_a_table_that_is_not_closed_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"every table of README\.md to end with"):
+        tables.fill("<!-- table:audit-convnet -->\n", tmp_path, where="README.md")
+
+
+def test_results_of_another_schema_are_an_error(tmp_path):
+    (tmp_path / "audit-convnet.json").write_text('{"schema": 2}')
+    with pytest.raises(ConfigError, match=r"expected schema 1 in .*, got 2"):
+        tables.render("audit-convnet", tmp_path)
+
+
+def test_results_that_are_not_json_are_an_error(tmp_path):
+    (tmp_path / "audit-convnet.json").write_text("{")
+    with pytest.raises(StorageError, match="expected a JSON file at"):
+        tables.render("audit-convnet", tmp_path)
+
+
+def test_the_command_rewrites_documents_and_reports_errors(folder, monkeypatch, capsys):
+    document = folder / "README.md"
+    document.write_text("<!-- table:audit-convnet -->\n<!-- /table -->\n")
+    monkeypatch.setattr(tables, "ROOT", folder)
+    monkeypatch.setattr(tables, "documents", lambda: [document])
+    monkeypatch.setattr(tables, "render", lambda name, _: f"made {name}\n")
+
+    assert tables.main() == 0
+    assert document.read_text() == (
+        "<!-- table:audit-convnet -->\nmade audit-convnet\n<!-- /table -->\n"
+    )
+    assert capsys.readouterr().out == "wrote README.md\n"
+    assert tables.main() == 0
+    assert capsys.readouterr().out == ""
+
+    document.write_text("<!-- table:audit-convnet -->\n")
+    assert tables.main() == 2
+    assert "close it" in capsys.readouterr().err
