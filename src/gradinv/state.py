@@ -19,7 +19,9 @@ def take_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     """Returns the tensors that lie under ``prefix/``, without it."""
     start = f"{prefix}/"
     return {
-        name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)
+        name.removeprefix(start): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(start)
     }
 
 
@@ -32,9 +34,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Puts back what :func:`optimizer_tensors` returned.
 
     Each moment gets the memory layout of its parameter, which a file does not keep: the fused step

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_victim
 
 from gradinv.attacks.engine import PlainDoubleBackward, pixel_units
 from gradinv.attacks.objectives import (
@@ -13,6 +12,7 @@ from gradinv.attacks.objectives import (
     TotalVariation,
 )
 from gradinv.errors import AttackError
+from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_victim
 
 SMOOTH = (Cosine(), LayerCosine(), SquaredL2())
 REGULARIZERS = (TotalVariation(0.1, squared=True), ImageNorm(0.1), BatchNormMatching(0.3))
@@ -33,9 +33,7 @@ def double(mode: str = "eval", defense: str = "none", bn: str = "exact"):
 @pytest.mark.parametrize("distance", SMOOTH, ids=lambda d: type(d).__name__)
 def test_dc_dx_is_the_finite_difference_in_float64(distance, defense, mode, generator):
     model, observation = double(mode, defense)
-    engine = PlainDoubleBackward(
-        model, observation, distance=distance, regularizers=REGULARIZERS
-    )
+    engine = PlainDoubleBackward(model, observation, distance=distance, regularizers=REGULARIZERS)
     images = torch.rand((1, 2, 1, 8, 8), generator=generator, dtype=torch.float64)
     gradient = engine.evaluate(images).gradient
     step = 1e-5

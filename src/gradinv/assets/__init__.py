@@ -1,0 +1,1 @@
+"""Data that the package carries: images, metric heads and the embedded prior."""

@@ -339,9 +339,7 @@ def _scene(
                 f"got {prior.image_shape}; train one of that size, or change --image-size"
             )
         if prior.training:
-            raise PriorError(
-                "expected the prior in eval mode, got train mode; call prior.eval()"
-            )
+            raise PriorError("expected the prior in eval mode, got train mode; call prior.eval()")
         prior = prior.to(weight.device)
     scene = Scene(observation.batch_size, observation.image_shape, mean, std, prior)
     if attack.needs_prior:
@@ -372,5 +370,3 @@ def _identity(observation: Observation, attack: Attack, seed: int) -> dict[str, 
         "update": digest.hexdigest()[:16],
         "seed": seed,
     }
-
-

@@ -121,6 +121,9 @@ class PixelSpace(SearchSpace):
     Published learning rates and total-variation weights live in these units.
     """
 
+    mean: Float[Tensor, "channel 1 1"]
+    std: Float[Tensor, "channel 1 1"]
+
     def __init__(self, u: Images, scene: Scene, *, box: bool) -> None:
         super().__init__()
         self.u = nn.Parameter(u)
@@ -196,9 +199,7 @@ class GeneratorSpace(SearchSpace):
     @torch.no_grad()
     def solution(self) -> Solution:
         """Returns the present point."""
-        weights = {
-            name: w.detach().clone() for name, w in zip(self._names, self.w, strict=True)
-        }
+        weights = {name: w.detach().clone() for name, w in zip(self._names, self.w, strict=True)}
         return Solution(self().detach().clone(), self.z.detach().clone(), weights or None)
 
 

@@ -86,15 +86,7 @@ def train(options: PriorTrain, command: str) -> None:
     """
     if options.minutes is not None and options.steps is not None:
         raise ConfigError("expected either --minutes or --steps, got both; give one of them")
-    for name in (
-        "minutes",
-        "steps",
-        "base_channels",
-        "latent",
-        "batch_size",
-        "lr",
-        "lr_discriminator",
-    ):
+    for name in _ABOVE_ZERO:
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise ConfigError(f"expected --{name.replace('_', '-')} above 0, got {value}; raise it")

@@ -1,5 +1,7 @@
-"""Differentiable augmentation for GANs on little data (Zhao et al. 2020): the same random changes on
-real and generated images, so that the discriminator cannot learn the data by heart.
+"""Differentiable augmentation for GANs on little data (Zhao et al. 2020).
+
+Real and generated images see the same kinds of random change, so that the discriminator cannot
+learn the data by heart.
 """
 
 import torch

@@ -56,7 +56,12 @@ class DCGAN(Generator):
     """
 
     def __init__(
-        self, *, image_size: int = 32, channels: int = 3, base_channels: int = 48, latent_dim: int = 128
+        self,
+        *,
+        image_size: int = 32,
+        channels: int = 3,
+        base_channels: int = 48,
+        latent_dim: int = 128,
     ) -> None:
         super().__init__()
         levels = _levels(image_size)
@@ -89,7 +94,9 @@ class DCGAN(Generator):
             "latent_dim": self.latent_shape[0],
         }
 
-    def forward(self, z: Float[Tensor, "batch latent"]) -> Float[Tensor, "batch channel height width"]:
+    def forward(
+        self, z: Float[Tensor, "batch latent"]
+    ) -> Float[Tensor, "batch channel height width"]:
         """Returns images in [0, 1]."""
         return torch.sigmoid(self.layers(z[:, :, None, None]))
 

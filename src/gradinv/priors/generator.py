@@ -33,9 +33,11 @@ class Generator(nn.Module):
     latent_shape: tuple[int, ...]
     image_shape: tuple[int, int, int]
 
-    def forward(self, z: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch channel height width"]:
+    def forward(
+        self, z: Float[Tensor, "batch *latent"]
+    ) -> Float[Tensor, "batch channel height width"]:
         """Returns the images in [0, 1] that belong to the latents."""
-        raise TypeError(f"{type(self).__name__} does not define forward")
+        raise TypeError(f"{type(self).__name__} does not map {tuple(z.shape)} to images")
 
     def config(self) -> dict[str, Any]:
         """Returns the constructor's keyword arguments, as JSON holds them."""
@@ -44,7 +46,9 @@ class Generator(nn.Module):
             "define config() and register the class, or use an attack that does not need that"
         )
 
-    def sample_latents(self, count: int, generator: torch.Generator) -> Float[Tensor, "batch *latent"]:
+    def sample_latents(
+        self, count: int, generator: torch.Generator
+    ) -> Float[Tensor, "batch *latent"]:
         """Draws ``count`` standard normal latents, on the device of the weights."""
         parameter = next(self.parameters())
         latents = torch.randn((count, *self.latent_shape), generator=generator)
@@ -167,7 +171,9 @@ class Adapted(Generator):
         self.image_shape = image_shape
         self.output_range = output_range
 
-    def forward(self, z: Float[Tensor, "batch *latent"]) -> Float[Tensor, "batch channel height width"]:
+    def forward(
+        self, z: Float[Tensor, "batch *latent"]
+    ) -> Float[Tensor, "batch channel height width"]:
         """Returns the module's output, rescaled to [0, 1]."""
         low, high = self.output_range
         return ((self.module(z) - low) / (high - low)).clamp(0, 1)

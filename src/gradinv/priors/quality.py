@@ -35,7 +35,9 @@ class RandomFeatures(nn.Module):
             previous = width
         self.requires_grad_(False)
 
-    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch feature"]:
+    def forward(
+        self, x: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch feature"]:
         """Returns the features of images in [0, 1]."""
         features = []
         x = 2 * x - 1
@@ -114,9 +116,10 @@ def measure_quality(
     """
     network = features if features is not None else RandomFeatures(real.shape[1]).to(real)
     source = torch.Generator().manual_seed(seed)
-    fake_features = []
-    for chunk in real.split(250):
-        fake_features.append(network(generator(generator.sample_latents(len(chunk), source))))
+    fake_features = [
+        network(generator(generator.sample_latents(len(chunk), source)))
+        for chunk in real.split(250)
+    ]
     real_features = torch.cat([network(chunk) for chunk in real.split(250)]).double()
     fake = torch.cat(fake_features).double()
     # One scale for both, from the real images, so that no single feature decides.
