@@ -127,7 +127,8 @@ class PlainDoubleBackward:
         costs, matchings, gradients = [], [], []
         for batch in images.detach():
             x = batch.requires_grad_()
-            cost, matching = self._cost(x, create_graph=True)
+            with torch.enable_grad():
+                cost, matching = self._cost(x, create_graph=True)
             (gradient,) = torch.autograd.grad(cost, x)
             costs.append(cost.detach())
             matchings.append(matching.detach())

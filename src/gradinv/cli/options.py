@@ -140,7 +140,7 @@ class PriorTrain:
     """Images in a step; a multiple of 4."""
     loss: Literal["hinge", "non-saturating"] = "hinge"
     """Loss of the two networks."""
-    lr: float = 2e-4
+    lr: float = 1e-3
     """Step size of the generator's Adam."""
     lr_discriminator: float = 4e-4
     """Step size of the discriminator's Adam."""

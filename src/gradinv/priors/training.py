@@ -54,7 +54,7 @@ class TrainingConfig:
     latent_dim: int = 128
     loss: Literal["hinge", "non-saturating"] = "hinge"
     batch_size: int = 64
-    lr: float = 2e-4
+    lr: float = 1e-3
     lr_discriminator: float = 4e-4
     ema: float = 0.999
     r1: float = 0.0
