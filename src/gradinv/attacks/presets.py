@@ -37,14 +37,14 @@ _JEON = "Jeon et al. 2021, Gradient Inversion with Generative Image Prior"
 _BN = BatchNormMatching(0.1)
 
 _ATTACKS = (
-    Attack("gi-x", (_x(2000, 1e-2),), reference=_GEIPING),
-    Attack("gi-x-unsigned", (_x(2000, 1e-2, signed=False),), reference=f"{_JEON}: code of GI-x"),
+    Attack("gi-x", (_x(1200, 1e-2),), reference=_GEIPING),
+    Attack("gi-x-unsigned", (_x(1200, 1e-2, signed=False),), reference=f"{_JEON}: code of GI-x"),
     Attack(
         "gi-x+bn",
         (
             Stage(
                 Pixels(),
-                2000,
+                1200,
                 Adam(0.1, signed=True),
                 StepDecay(),
                 (TotalVariation(1e-2), ImageNorm(1e-6), _BN),
@@ -52,29 +52,29 @@ _ATTACKS = (
         ),
         reference=_YIN,
     ),
-    Attack("gi-z", (_z(1500, 1e-4),), restarts=3, reference=f"{_JEON}, eq. 5"),
+    Attack("gi-z", (_z(800, 1e-4),), restarts=3, reference=f"{_JEON}, eq. 5"),
     Attack(
         "gi-w",
-        (Stage(UNTRAINED_W, 1500, Adam(1e-3), StepDecay(), (TotalVariation(1e-3),)),),
+        (Stage(UNTRAINED_W, 1000, Adam(1e-3), StepDecay(), (TotalVariation(1e-3),)),),
         reference=f"{_JEON}, section 5",
     ),
     Attack(
         "gi-z/x",
-        (_z(500, 1e-4, keep=1), _x(1500, 1e-2)),
+        (_z(400, 1e-4, keep=1), _x(800, 1e-2)),
         restarts=3,
         reference=f"{_JEON}, Fig. 3",
     ),
     Attack(
         "gi-z/w",
-        (_z(500, 1e-4, keep=1), _w(1000, 1e-3)),
+        (_z(400, 1e-4, keep=1), _w(600, 1e-3)),
         restarts=3,
         reference=f"{_JEON}, eqs. 5 and 7 (GIAS)",
     ),
     Attack(
         "gi-z/w+bn",
         (
-            Stage(Z, 500, Adam(3e-2), StepDecay(), (TotalVariation(1e-4), _BN), keep=1),
-            Stage(W, 1000, Adam(1e-3), StepDecay(), (TotalVariation(1e-3), _BN)),
+            Stage(Z, 400, Adam(3e-2), StepDecay(), (TotalVariation(1e-4), _BN), keep=1),
+            Stage(W, 600, Adam(1e-3), StepDecay(), (TotalVariation(1e-3), _BN)),
         ),
         restarts=3,
         reference=f"{_JEON}, Table 1",
@@ -83,14 +83,14 @@ _ATTACKS = (
         "gi-zw-joint",
         (
             Stage(
-                ZW, 1500, Adam(3e-2, lr_weights=1e-3), StepDecay(), (TotalVariation(1e-3),), keep=1
+                ZW, 1000, Adam(3e-2, lr_weights=1e-3), StepDecay(), (TotalVariation(1e-3),), keep=1
             ),
         ),
         reference=f"{_JEON}, section 5.1",
     ),
     Attack(
         "gi-w/z",
-        (_w(1000, 1e-3), _z(500, 1e-4)),
+        (_w(600, 1e-3), _z(400, 1e-4)),
         reference=f"{_JEON}, section 5.1",
     ),
 )

@@ -171,10 +171,12 @@ class GeneratorSpace(SearchSpace):
         # Not a submodule: its weights belong to the prior, not to this point of the search.
         self._generator = (generator,)
         self.z = nn.Parameter(latents.clone(), requires_grad=search_latents)
-        self._names = list(weights or {})
+        weights = weights or {}
+        # Sorted, because the order of a dict does not survive a checkpoint.
+        self._names = sorted(weights)
         self.w = nn.ParameterList(
-            nn.Parameter(value.clone(), requires_grad=search_weights)
-            for value in (weights or {}).values()
+            nn.Parameter(weights[name].clone(), requires_grad=search_weights)
+            for name in self._names
         )
 
     def latents(self) -> Float[Tensor, "restart batch *latent"]:

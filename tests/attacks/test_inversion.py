@@ -1,0 +1,217 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gradinv.attacks import Adam, Attack, Checkpoint, Outcome, Stage, invert, preset
+from gradinv.attacks.presets import PRESETS
+from gradinv.attacks.spaces import OfGenerator, Pixels
+from gradinv.errors import AttackError, ConfigError, ModelError, ObservationError, PriorError
+from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_prior, tiny_victim
+
+CASES = {
+    "grey": {"channels": 1, "mode": "eval", "defense": "none"},
+    "colour sparse": {"channels": 3, "mode": "eval", "defense": "sparsify:0.8"},
+    "train mode": {"channels": 1, "mode": "train", "defense": "none"},
+}
+
+
+def short(name: str) -> Attack:
+    return preset(name).scaled(0.003)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_attack_runs_on_every_victim(name, case):
+    model = tiny_victim(channels=case["channels"]).train(case["mode"] == "train")
+    batch = tiny_batch(channels=case["channels"])
+    observation = tiny_observation(model, batch, defense=case["defense"], bn="exact")
+    prior = tiny_prior(channels=case["channels"])
+    attack = short(name)
+    found = invert(observation, model, attack, prior=prior, seed=1)
+    assert found.outcome is Outcome.COMPLETED
+    assert found.images.shape == batch.images.shape
+    assert 0 <= found.images.min() <= found.images.max() <= 1
+    assert [stage.name for stage in found.stages] == [s.space.name for s in attack.stages]
+    assert found.steps == attack.total_steps
+    assert found.objective[found.best] == found.objective.min()
+    first = found.stages[0].cost
+    assert first.shape == (attack.stages[0].steps, attack.restarts)
+
+
+def test_gi_x_rebuilds_a_single_image(victim):
+    batch = tiny_batch(batch=1)
+    observation = tiny_observation(victim, batch)
+    found = invert(observation, victim, preset("gi-x:tv=0").scaled(0.2), seed=0)
+    error = (found.images - batch.images).square().mean().item()
+    start = invert(observation, victim, preset("gi-x:tv=0").scaled(1e-9), seed=0)
+    assert error < 0.25 * (start.images - batch.images).square().mean().item()
+    assert found.stages[0].cost[-1] < 0.1 * found.stages[0].cost[0]
+
+
+def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(victim, observation, prior):
+    def run(seed):
+        return invert(observation, victim, short("gi-z/w"), prior=prior, seed=seed).images
+
+    assert torch.equal(run(0), run(0))
+    assert not torch.equal(run(0), run(1))
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 9])
+@pytest.mark.parametrize("name", ["gi-x", "gi-z/w", "gi-w", "gi-w/z"])
+def test_resume_equals_an_uninterrupted_run(name, stop_at, victim, observation, prior, tmp_path):
+    attack = preset(name).scaled(0.012)
+    whole = invert(observation, victim, attack, prior=prior, seed=5)
+
+    def stop(progress):
+        if progress.step == stop_at:
+            progress.checkpoint().save(tmp_path / "c.safetensors")
+            raise StopError
+
+    with pytest.raises(StopError):
+        invert(observation, victim, attack, prior=prior, seed=5, callback=stop)
+    checkpoint = Checkpoint.load(tmp_path / "c.safetensors")
+    rest = invert(observation, victim, attack, prior=prior, seed=5, resume=checkpoint)
+    assert torch.equal(rest.images, whole.images)
+    assert torch.equal(rest.objective, whole.objective)
+    assert rest.steps == whole.steps
+    for mine, theirs in zip(rest.stages, whole.stages, strict=True):
+        assert torch.equal(mine.cost, theirs.cost)
+        assert torch.equal(mine.images, theirs.images)
+
+
+def test_a_checkpoint_of_another_run_is_refused(victim, observation, prior, tmp_path):
+    taken = []
+    attack = short("gi-z/w")
+    invert(
+        observation,
+        victim,
+        attack,
+        prior=prior,
+        seed=5,
+        callback=lambda progress: taken.append(progress.checkpoint()),
+    )
+    with pytest.raises(AttackError, match=r"one of another seed; resume with the same settings"):
+        invert(observation, victim, attack, prior=prior, seed=6, resume=taken[0])
+    with pytest.raises(AttackError, match="one of another attack;"):
+        invert(observation, victim, short("gi-x"), seed=5, resume=taken[0])
+    observation.save(tmp_path / "u.safetensors")
+    with pytest.raises(AttackError, match="expected an attack's checkpoint"):
+        Checkpoint.load(tmp_path / "u.safetensors")
+
+
+def test_restart_selection_is_the_arg_min_even_with_restarts_that_are_not_finite(
+    victim, observation, prior, monkeypatch
+):
+    from gradinv.attacks.spaces import SearchSpace
+
+    attack = replace(short("gi-z"), restarts=4)
+    opened = OfGenerator.open
+
+    def poisoned(self, *arguments) -> SearchSpace:
+        space = opened(self, *arguments)
+        space.z.data[0] = torch.nan
+        space.z.data[2] = torch.inf
+        return space
+
+    monkeypatch.setattr(OfGenerator, "open", poisoned)
+    found = invert(observation, victim, attack, prior=prior, seed=0)
+    assert found.outcome is Outcome.SOME_NON_FINITE
+    assert found.objective[0] == found.objective[2] == torch.inf
+    finite = found.objective[[1, 3]]
+    assert found.best == (1 if finite[0] <= finite[1] else 3)
+    assert torch.isfinite(found.images).all()
+
+
+def test_when_no_restart_is_finite_the_outcome_says_so(victim, observation, monkeypatch):
+    opened = Pixels.open
+
+    def poisoned(self, *arguments):
+        space = opened(self, *arguments)
+        space.u.data[:] = torch.nan
+        return space
+
+    monkeypatch.setattr(Pixels, "open", poisoned)
+    found = invert(observation, victim, short("gi-x"), seed=0)
+    assert found.outcome is Outcome.NON_FINITE
+    assert "not a reconstruction" in found.outcome.value
+    assert torch.isfinite(found.images).all()
+
+
+def test_the_restart_returned_has_the_least_matching_cost_of_its_pictures(
+    victim, observation, prior
+):
+    from gradinv.attacks.engine import PlainDoubleBackward
+    from gradinv.attacks.objectives import Cosine
+
+    found = invert(observation, victim, replace(short("gi-z"), restarts=5), prior=prior, seed=0)
+    engine = PlainDoubleBackward(victim, observation, distance=Cosine())
+    assert engine.matching(found.images[None])[0] == found.objective.min()
+
+
+def test_keeping_one_restart_hands_on_the_best(victim, observation, prior):
+    found = invert(observation, victim, short("gi-z/w"), prior=prior, seed=0)
+    assert found.stages[0].cost.shape[1] == 3
+    assert found.stages[1].cost.shape[1] == 1
+
+
+def test_a_time_limit_ends_the_attack_and_is_named(victim, observation):
+    found = invert(observation, victim, preset("gi-x").scaled(100.0), seed=0, seconds=0.3)
+    assert found.outcome is Outcome.TIME_LIMIT
+    assert 0.2 < found.seconds < 5
+    with pytest.raises(ConfigError, match="expected a positive time limit"):
+        invert(observation, victim, preset("gi-x"), seed=0, seconds=0.0)
+
+
+def test_progress_counts_up_to_the_end(victim, observation, prior):
+    seen = []
+    invert(observation, victim, short("gi-z/w"), prior=prior, callback=seen.append)
+    fractions = [progress.fraction for progress in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    assert seen[-1].step == seen[-1].steps
+    assert {progress.stage_name for progress in seen} == {"z", "w"}
+
+
+def test_the_prior_and_the_network_are_left_as_they_were(victim, observation, prior):
+    states = [
+        {name: value.clone() for name, value in module.state_dict().items()}
+        for module in (victim, prior)
+    ]
+    invert(observation, victim, short("gi-z/w"), prior=prior)
+    for module, before in zip((victim, prior), states, strict=True):
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name])
+        assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_what_is_missing_is_said(victim, observation, prior):
+    with pytest.raises(AttackError, match=r"expected a prior.*--prior.*gi-x"):
+        invert(observation, victim, preset("gi-z"))
+    with pytest.raises(PriorError, match=r"expected a prior of images.*\(1, 8, 8\), got \(3, 8, 8"):
+        invert(observation, victim, preset("gi-z"), prior=tiny_prior(channels=3))
+    with pytest.raises(PriorError, match="expected the prior in eval mode"):
+        invert(observation, victim, preset("gi-z"), prior=tiny_prior().train())
+    with pytest.raises(ModelError, match="expected the model in eval mode"):
+        invert(observation, victim.train(), preset("gi-x"))
+    with pytest.raises(ObservationError, match="other weights"):
+        invert(observation, tiny_victim(seed=1), preset("gi-x"))
+
+
+def test_top_tensors_only_match_those(victim, observation):
+    attack = replace(short("gi-x"), tensors=1)
+    found = invert(observation, victim, attack, seed=0)
+    assert found.objective.min() != invert(observation, victim, short("gi-x")).objective.min()
+
+
+def test_the_sign_step_moves_every_pixel_alike(victim, observation):
+    one = Attack("one", (Stage(Pixels(box=False), 1, Adam(0.1, signed=True)),))
+    moved = invert(observation, victim, one, seed=0)
+    start = torch.randn((1, 2, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    step = (moved.images - (0.5 + 0.25 * start[0]).clamp(0, 1)).abs()
+    inside = (moved.images > 0.05) & (moved.images < 0.95)
+    assert step[inside].allclose(torch.tensor(0.1 * 0.25), atol=1e-3)

@@ -1,0 +1,117 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gradinv.errors import ConfigError, DataError, PriorError, StorageError
+from gradinv.priors import embedded_prior, load_generator
+from gradinv.priors.dcgan import DCGAN
+from gradinv.priors.generator import Adapted, load_card, save_generator
+from gradinv.priors.training import TrainingConfig, train_prior
+
+TINY = TrainingConfig(base_channels=4, latent_dim=6, batch_size=8)
+
+
+@pytest.fixture
+def images(generator):
+    return torch.randint(0, 256, (16, 1, 16, 16), generator=generator, dtype=torch.uint8)
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "config",
+    [TINY, replace(TINY, reconstruction=0.0, loss="non-saturating", r1=0.5, spectral_norm=False)],
+    ids=["vae-gan", "gan"],
+)
+def test_a_stopped_training_resumes_to_the_same_weights(config, images, tmp_path):
+    whole, quality = train_prior(images, out=tmp_path / "a", config=config, steps=5)
+
+    def stop(progress):
+        if progress.step == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train_prior(images, out=tmp_path / "b", config=config, steps=5, callback=stop)
+    assert load_card(tmp_path / "b")["state"] == "unfinished"
+    again, _ = train_prior(images, out=tmp_path / "b", config=config, steps=5)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    card = load_card(tmp_path / "b")
+    assert card["state"] == "finished"
+    assert card["steps"] == 5
+    assert card["quality"] == quality.as_dict()
+    assert (tmp_path / "b" / "samples.png").stat().st_size > 100
+
+
+def test_another_configuration_cannot_continue(images, tmp_path):
+    train_prior(images, out=tmp_path, config=TINY, steps=1)
+    with pytest.raises(ConfigError, match=r"another lr, seed; use the same settings or another"):
+        train_prior(images, out=tmp_path, config=replace(TINY, lr=1.0, seed=3), steps=2)
+
+
+def test_bounds_and_sizes_that_mean_nothing(images, tmp_path):
+    with pytest.raises(ConfigError, match="expected either minutes or steps, got both or none"):
+        train_prior(images, out=tmp_path, config=TINY)
+    with pytest.raises(DataError, match="expected at least 8 images to train a prior, got 3"):
+        train_prior(images[:3], out=tmp_path, config=TINY, steps=1)
+    with pytest.raises(ConfigError, match="expected a batch size that divides by 4, got 6"):
+        train_prior(images, out=tmp_path, config=replace(TINY, batch_size=6), steps=1)
+    with pytest.raises(PriorError, match="expected an image size of 4 times a power of two"):
+        DCGAN(image_size=20)
+
+
+def test_a_saved_prior_comes_back_frozen_and_the_same(tmp_path, generator):
+    prior = DCGAN(image_size=16, channels=3, base_channels=4, latent_dim=6).eval()
+    save_generator(prior, tmp_path, {"data": "nothing"})
+    again = load_generator(tmp_path)
+    z = prior.sample_latents(3, generator)
+    assert torch.equal(again(z), prior(z))
+    assert again.image_shape == (3, 16, 16)
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_what_is_no_prior_is_refused(tmp_path):
+    with pytest.raises(PriorError, match=r"expected a prior's folder.*no config.json there"):
+        load_generator(tmp_path)
+    prior = DCGAN(image_size=16, channels=3, base_channels=4, latent_dim=6)
+    save_generator(prior, tmp_path, {})
+    (tmp_path / "config.json").write_text('{"architecture": "dcgn"}')
+    with pytest.raises(PriorError, match=r"got 'dcgn'; did you mean 'dcgan'\?"):
+        load_generator(tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": "dcgan", "wrong": 1}')
+    with pytest.raises(PriorError, match=r"expected the settings of dcgan"):
+        load_generator(tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": "dcgan", "image_size": 32}')
+    with pytest.raises(PriorError, match="keep the files of one prior together"):
+        load_generator(tmp_path)
+    pickled = tmp_path / "prior.pt"
+    pickled.write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(StorageError, match="got a pickle"):
+        load_generator(pickled)
+
+
+def test_a_foreign_generator_is_adapted(generator):
+    prior = Adapted(
+        torch.nn.Sequential(
+            torch.nn.Linear(5, 16), torch.nn.Tanh(), torch.nn.Unflatten(1, (1, 4, 4))
+        ),
+        latent_shape=(5,),
+        image_shape=(1, 4, 4),
+        output_range=(-1.0, 1.0),
+    )
+    images = prior(prior.sample_latents(7, generator))
+    assert images.shape == (7, 1, 4, 4)
+    assert 0 <= images.min() < 0.5 < images.max() <= 1
+
+
+def test_the_embedded_prior_is_small_and_makes_pictures(generator):
+    prior = embedded_prior()
+    assert prior.image_shape == (1, 32, 32)
+    assert 4 * sum(parameter.numel() for parameter in prior.parameters()) < 8e6
+    with torch.no_grad():
+        images = prior(prior.sample_latents(32, generator))
+    assert images.std(dim=0).mean() > 0.05
+    assert images[:, :, 0].mean() < 0.1
