@@ -168,3 +168,10 @@ def test_a_run_folder_is_new(tmp_path, monkeypatch):
     first.mkdir(parents=True)
     assert run_folder(None).as_posix() == "runs/20200101-000000-2"
     assert run_folder("x").as_posix() == "x"
+
+
+def test_a_command_is_published_without_the_folders_of_this_machine():
+    from gradinv.cli import _shareable
+
+    words = ["prior", "train", "/home/me/data/faces", "--out", "here/faces"]
+    assert _shareable(words) == "gradinv prior train faces --out here/faces"

@@ -10,6 +10,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from gradinv import __version__
 from gradinv.cli.options import (
@@ -81,7 +82,7 @@ def _run(options: Audit | Invert | Observe | Prior | Report, arguments: Sequence
         case Prior(command=PriorTrain() as command):
             from gradinv.cli.prior import train
 
-            train(command, shlex.join(["gradinv", *arguments]))
+            train(command, _shareable(arguments))
         case Prior(command=PriorShow() as command):
             from gradinv.cli.prior import show
 
@@ -109,3 +110,13 @@ def _without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
         elif argument.split("=", 1)[0] not in names:
             kept.append(argument)
     return kept
+
+
+def _shareable(arguments: Sequence[str]) -> str:
+    """Returns the command for a card, absolute paths cut to their last part.
+
+    A card is published with its prior; where files lay on one machine is nobody's business.
+    """
+    return shlex.join(
+        ["gradinv", *(Path(word).name if Path(word).is_absolute() else word for word in arguments)]
+    )
