@@ -122,8 +122,10 @@ def measure_quality(
     ]
     real_features = torch.cat([network(chunk) for chunk in real.split(250)]).double()
     fake = torch.cat(fake_features).double()
-    # One scale for both, from the real images, so that no single feature decides.
-    mean, std = real_features.mean(dim=0), real_features.std(dim=0).clamp_min(1e-6)
+    # One scale for both, from the real images, so that no single feature decides; a feature that
+    # hardly varies in them is not blown up to do so.
+    mean, std = real_features.mean(dim=0), real_features.std(dim=0)
+    std = std.clamp_min(0.1 * std.mean().item())
     real_features, fake = (real_features - mean) / std, (fake - mean) / std
     return Quality(
         kernel_distance=kernel_distance(real_features, fake).item(),
