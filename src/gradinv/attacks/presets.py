@@ -1,7 +1,7 @@
 """The methods of the literature as values, by the names that the command line knows.
 
-Steps are for two processor cores; the paper's numbers stand beside them. Weights were found on
-training images by ``benchmarks/tune.py``, each method's own.
+Steps are for two processor cores; docs/methods.md gives the papers' own. The best TV weight depends
+on network, defence and data: ``preset("gi-x:tv=0.03")`` sets another.
 """
 
 from gradinv.attacks.attack import Adam, Attack, Stage
