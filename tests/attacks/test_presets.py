@@ -52,16 +52,31 @@ def test_tv_weights_can_be_set_for_all_stages_or_each():
     assert len(preset("gi-x+bn:tv=1").stages[0].regularizers) == 3
 
 
-@pytest.mark.parametrize("settings", ["tv=", "tv=a", "lr=1", "tv"])
+@pytest.mark.parametrize("settings", ["tv=", "tv=a", "adam=1", "tv", "tv=1:", "lr=0.1:tv=x"])
 def test_settings_that_mean_nothing_are_refused(settings):
     with pytest.raises(ConfigError, match=r"expected attack settings such as tv=0\.01"):
         preset(f"gi-x:{settings}")
 
 
-@pytest.mark.parametrize("settings", ["tv=1,2", "tv=-1"])
-def test_tv_weights_must_fit_the_stages(settings):
-    with pytest.raises(ConfigError, match=r"expected 1 or 1 TV weights of at least 0 for gi-x"):
-        preset(f"gi-x:{settings}")
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ("tv=1,2,3", "TV weights of at least 0"),
+        ("tv=-1", "TV weights of at least 0"),
+        ("lr=0", "learning rates above 0"),
+        ("steps=1.5", "whole numbers of steps"),
+        ("steps=0", "whole numbers of steps"),
+    ],
+)
+def test_settings_must_fit_the_stages(settings, what):
+    with pytest.raises(ConfigError, match=rf"expected 1 or 2 {what} for gi-z/w \(z then w\)"):
+        preset(f"gi-z/w:{settings}")
+
+
+def test_learning_rates_and_steps_can_be_set_for_each_stage():
+    z, w = preset("gi-z/w:lr=0.1,0.2:steps=3,4").stages
+    assert (z.optimizer.lr, w.optimizer.lr) == (0.1, 0.2)
+    assert (z.steps, w.steps) == (3, 4)
 
 
 def test_steps_scale_and_restarts():

@@ -124,19 +124,49 @@ class Attack:
         Raises:
             ConfigError: another number of weights, or a negative one.
         """
-        if len(weights) == 1:
-            weights = [weights[0]] * len(self.stages)
-        if len(weights) != len(self.stages) or min(weights) < 0:
-            raise ConfigError(
-                f"expected 1 or {len(self.stages)} TV weights of at least 0 for {self.name} "
-                f"({' then '.join(stage.space.name for stage in self.stages)}), "
-                f"got {', '.join(map(str, weights))}; write one for each stage"
-            )
+        weights = self._for_stages("TV weights of at least 0", weights, min(weights) >= 0)
         stages = []
         for stage, weight in zip(self.stages, weights, strict=True):
             others = tuple(t for t in stage.regularizers if not isinstance(t, TotalVariation))
             stages.append(replace(stage, regularizers=(TotalVariation(weight), *others)))
         return replace(self, stages=tuple(stages))
+
+    def with_learning_rates(self, rates: Sequence[float]) -> "Attack":
+        """Returns the attack with other learning rates, one for all stages or one for each.
+
+        Raises:
+            ConfigError: another number of rates, or one that is not positive.
+        """
+        rates = self._for_stages("learning rates above 0", rates, min(rates) > 0)
+        stages = tuple(
+            replace(stage, optimizer=replace(stage.optimizer, lr=rate))
+            for stage, rate in zip(self.stages, rates, strict=True)
+        )
+        return replace(self, stages=stages)
+
+    def with_steps(self, steps: Sequence[float]) -> "Attack":
+        """Returns the attack with other numbers of steps, one for all stages or one for each.
+
+        Raises:
+            ConfigError: another number of values, or one that is no positive whole number.
+        """
+        whole = all(count >= 1 and count == int(count) for count in steps)
+        steps = self._for_stages("whole numbers of steps", steps, whole)
+        stages = tuple(
+            replace(stage, steps=int(count))
+            for stage, count in zip(self.stages, steps, strict=True)
+        )
+        return replace(self, stages=stages)
+
+    def _for_stages(self, what: str, values: Sequence[float], valid: bool) -> Sequence[float]:
+        """Returns one value for each stage."""
+        if not valid or len(values) not in {1, len(self.stages)}:
+            raise ConfigError(
+                f"expected 1 or {len(self.stages)} {what} for {self.name} "
+                f"({' then '.join(stage.space.name for stage in self.stages)}), "
+                f"got {', '.join(map(str, values))}; write one for each stage"
+            )
+        return list(values) * len(self.stages) if len(values) == 1 else values
 
     def describe(self) -> dict[str, Any]:
         """Returns every number of the attack as JSON holds it."""

@@ -98,31 +98,39 @@ _ATTACKS = (
 PRESETS: dict[str, Attack] = {attack.name: attack for attack in _ATTACKS}
 
 
-def preset(spec: str) -> Attack:
-    """Returns a method by name, or with other TV weights: ``gi-x:tv=0.03``, ``gi-z/w:tv=0,0.01``.
+_SETTINGS = {
+    "tv": Attack.with_total_variation,
+    "lr": Attack.with_learning_rates,
+    "steps": Attack.with_steps,
+}
 
-    The best TV weight depends on network, defence and data, and cannot be known without them; that
-    is why it can be set, one for all stages or one for each.
+
+def preset(spec: str) -> Attack:
+    """Returns a method by name, or with other numbers: ``gi-x:tv=0.03``.
+
+    ``gi-z/w:tv=0,0.01:lr=0.03,0.001`` sets one value for each stage. The best TV weight depends on
+    network, defence and data, and cannot be known without them; that is why it can be set.
 
     Raises:
         AttackError: no such method; the nearest name is given.
-        ConfigError: a setting that is not ``tv=NUMBER[,NUMBER]``.
+        ConfigError: a setting other than tv, lr or steps, or one that does not fit the stages.
     """
-    name, _, settings = spec.partition(":")
+    name, *settings = spec.split(":")
     if name not in PRESETS:
         raise AttackError(
             f"expected the name of an attack, got '{name}'; " + did_you_mean(name, PRESETS)
         )
-    if not settings:
-        return PRESETS[name]
-    key, _, values = settings.partition("=")
-    try:
-        weights = [float(value) for value in values.split(",")]
-    except ValueError:
-        weights = []
-    if key != "tv" or not weights:
-        raise ConfigError(
-            f"expected attack settings such as tv=0.01 or tv=0,0.01, got '{settings}'; "
-            f"write {name}:tv=0.01"
-        )
-    return PRESETS[name].with_total_variation(weights)
+    attack = PRESETS[name]
+    for setting in settings:
+        key, _, values = setting.partition("=")
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError:
+            numbers = []
+        if key not in _SETTINGS or not numbers:
+            raise ConfigError(
+                f"expected attack settings such as tv=0.01, lr=0.03,0.001 or steps=400,600, "
+                f"got '{setting}'; write {name}:tv=0.01"
+            )
+        attack = _SETTINGS[key](attack, numbers)
+    return attack
