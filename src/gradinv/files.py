@@ -107,12 +107,15 @@ def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[st
     write_bytes(Path(path), content)
 
 
-def load_tensors(path: Path, *, what: str) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+def load_tensors(
+    path: Path, *, what: str, foreign: bool = False
+) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Loads what :func:`save_tensors` wrote.
 
     Args:
         path: the file.
         what: what the file should be, for the error ("an update", "a prior").
+        foreign: take safetensors of other programs too; their header is empty.
 
     Raises:
         StorageError: missing, a pickle, truncated, or safetensors that some other program wrote.
@@ -140,6 +143,8 @@ def load_tensors(path: Path, *, what: str) -> tuple[dict[str, "Tensor"], dict[st
             f"{expected}, got a truncated or foreign file ({error}); make it again"
         ) from error
     if HEADER_KEY not in metadata:
+        if foreign:
+            return tensors, {}
         raise StorageError(
             f"{expected}, got safetensors without gradinv's header; make it with gradinv"
         )
@@ -149,4 +154,9 @@ def load_tensors(path: Path, *, what: str) -> tuple[dict[str, "Tensor"], dict[st
         raise StorageError(
             f"{expected}, got a header that is not JSON ({error}); make it again"
         ) from error
+    if not isinstance(header, dict):
+        raise StorageError(
+            f"{expected}, got a header that is no JSON object but {type(header).__name__}; "
+            "make it again"
+        )
     return tensors, header

@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from gradinv.errors import ModelError, StorageError
@@ -26,6 +27,14 @@ def test_round_trip_bit_for_bit(tmp_path):
     load_weights(loaded, tmp_path / "weights.safetensors")
     for name, value in saved.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+    assert fingerprint(loaded) == fingerprint(saved)
+
+
+def test_a_state_dict_that_another_program_saved(tmp_path):
+    saved, loaded = make(0), make(1)
+    content = {name: value.clone() for name, value in saved.state_dict().items()}
+    save_file(content, tmp_path / "net.safetensors")
+    load_weights(loaded, tmp_path / "net.safetensors")
     assert fingerprint(loaded) == fingerprint(saved)
 
 

@@ -22,18 +22,21 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads what :func:`save_weights` wrote into ``model``; the model is untouched on an error.
+    """Loads weights into ``model``, which is untouched on an error.
+
+    Takes what :func:`save_weights` wrote, and the ``state_dict`` that any other program saved as
+    safetensors under the model's own names.
 
     Raises:
-        StorageError: the file is missing, a pickle, truncated or foreign.
+        StorageError: the file is missing, a pickle or truncated.
         ModelError: the file is no set of weights, or it does not fit: all names that are missing,
             unexpected, of another shape or not finite are listed.
     """
-    stored, header = load_tensors(path, what="model weights")
-    if header.get("kind") != "weights":
+    stored, header = load_tensors(path, what="model weights", foreign=True)
+    if header.get("kind", "weights") != "weights":
         raise ModelError(
-            f"expected model weights at {path}, got {header.get('kind', 'no kind')!r} in its "
-            "header; give a file that save_weights wrote"
+            f"expected model weights at {path}, got {header['kind']!r} in its header; "
+            "give a file that save_weights wrote, or a state_dict saved as safetensors"
         )
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in stored]
