@@ -12,7 +12,7 @@ from gradinv.models.convnet import ConvNet
 def model() -> ConvNet:
     """Two blocks with running statistics that are not 0 and 1, in eval mode."""
     torch.manual_seed(0)
-    model = ConvNet(5, channels=2, widths=(3, 4)).train()
+    model = ConvNet(5, 2, 8, widths=(3, 4)).train()
     with torch.no_grad():
         model(torch.rand(4, 2, 8, 8))
     return model.eval()

@@ -144,4 +144,4 @@ def test_a_network_that_detaches(batch):
             return super().forward(images).detach()
 
     with pytest.raises(ModelError, match="got logits without a gradient; take no_grad and detach"):
-        loss_gradient(Detaching(5, channels=2).eval(), batch.images, batch.labels)
+        loss_gradient(Detaching(5, 2, 8).eval(), batch.images, batch.labels)

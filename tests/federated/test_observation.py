@@ -214,12 +214,12 @@ class TestObserve:
         assert observe(plain, batch).num_classes == 5
 
     def test_other_number_of_channels(self, batch):
-        model = ConvNet(5, channels=1, widths=(2,)).eval()
+        model = ConvNet(5, 1, 8, widths=(2,)).eval()
         with pytest.raises(ModelError, match=r"expected images of 1 channels .* got 2; load the"):
             observe(model, batch)
 
     def test_label_beyond_the_classes(self, batch):
-        model = ConvNet(4, channels=2, widths=(2,)).eval()
+        model = ConvNet(4, 2, 8, widths=(2,)).eval()
         with pytest.raises(ModelError, match=r"labels below 4 .* got 4; build .* at least 5 class"):
             observe(model, batch)
 
@@ -247,7 +247,7 @@ class TestObservation:
         assert list(mask) == list(observation.gradient)
         for name, value in observation.gradient.items():
             assert torch.equal(mask[name], value != 0)
-        assert int(mask["head.weight"].sum()) == 5
+        assert int(mask["head.weight"].sum()) == 80
 
     def test_to_moves_floats_only(self, model, batch):
         observation = observe(model, batch, reveal=EVERYTHING)
@@ -410,7 +410,7 @@ class TestFits:
 
     def test_every_difference_is_listed(self, model, batch):
         observation = observe(model, batch, reveal=EVERYTHING)
-        other = ConvNet(6, channels=2, widths=(3, 5, 2)).eval()
+        other = ConvNet(6, 2, 8, widths=(3, 5, 2)).eval()
         with pytest.raises(ObservationError) as caught:
             check_fits(observation, other)
         message = str(caught.value)
@@ -421,7 +421,7 @@ class TestFits:
             "parameter blocks.block2.conv.weight has shape (4, 3, 3, 3) instead of (5, 3, 3, 3)",
             "parameter blocks.block2.bn.weight has shape (4,) instead of (5,)",
             "parameter blocks.block2.bn.bias has shape (4,) instead of (5,)",
-            "parameter head.weight has shape (5, 4) instead of (6, 2)",
+            "parameter head.weight has shape (5, 64) instead of (6, 32)",
             "parameter head.bias has shape (5,) instead of (6,)",
             "batch-norm layer blocks.block3.bn is missing",
             "batch-norm layer blocks.block2.bn has shape (4,) instead of (5,)",
@@ -431,7 +431,7 @@ class TestFits:
         assert message.endswith("; give the network that the update was made with")
 
     def test_unexpected_names(self, model, batch):
-        smaller = ConvNet(5, channels=2, widths=(3,)).eval()
+        smaller = ConvNet(5, 2, 8, widths=(3,)).eval()
         with pytest.raises(
             ObservationError,
             match=r"parameter blocks\.block2\.conv\.weight is unexpected; .*"

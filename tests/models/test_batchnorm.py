@@ -18,7 +18,7 @@ from gradinv.models.convnet import ConvNet
 @pytest.fixture
 def model() -> ConvNet:
     torch.manual_seed(0)
-    return ConvNet(5, channels=2, widths=(3, 4)).eval()
+    return ConvNet(5, 2, 8, widths=(3, 4)).eval()
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_hooks_are_gone_afterwards_even_after_an_error(model, images):
 
 def test_statistics_are_differentiable_through_functional_call(images):
     torch.manual_seed(0)
-    model = ConvNet(5, channels=2, widths=(3, 4)).double().eval()
+    model = ConvNet(5, 2, 4, widths=(3, 4)).double().eval()
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
     def cost(images: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from gradinv.models.weights import fingerprint, load_weights, save_weights
 
 def make(seed: int = 0, widths: tuple[int, ...] = (3, 4), classes: int = 5) -> ConvNet:
     torch.manual_seed(seed)
-    model = ConvNet(classes, channels=1, widths=widths).train()
+    model = ConvNet(classes, 1, 8, widths=widths).train()
     model(torch.rand(4, 1, 8, 8))  # running statistics of its own
     return model.eval()
 
@@ -43,7 +43,7 @@ def test_every_problem_is_listed_and_the_model_is_left_alone(tmp_path):
     state["extra.weight"] = torch.zeros(1)
     del state["blocks.block1.bn.bias"]
     del state["normalize.std"]
-    state["head.weight"] = torch.zeros(7, 4)
+    state["head.weight"] = torch.zeros(7, 64)
     state["head.bias"] = torch.full((5,), torch.nan)
     save_tensors(tmp_path / "w.safetensors", state, {"kind": "weights", "schema": 1})
     model = make(1)
@@ -55,7 +55,7 @@ def test_every_problem_is_listed_and_the_model_is_left_alone(tmp_path):
         "extra.weight is unexpected",
         "blocks.block1.bn.bias is missing",
         "normalize.std is missing",
-        "head.weight has shape (7, 4) instead of (5, 4)",
+        "head.weight has shape (7, 64) instead of (5, 64)",
         "head.bias holds NaN or infinity",
         "build the model that the weights were saved from",
     ):

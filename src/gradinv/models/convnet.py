@@ -11,15 +11,19 @@ from gradinv.models.normalize import Normalize
 
 
 class ConvNet(nn.Module):
-    """Conv-BN-ReLU blocks, global average pooling and a linear head.
+    """Conv-BN-ReLU blocks and a linear head over all that is left of the image.
 
-    Every second block halves the image, so six blocks take 32 pixels to 4. Pooling over what is
-    left makes the head fit every image size. Convolutions have no bias: batch norm's shift does
-    that work. ReLUs are modules and not in place, so that ``torch.fx`` can trace the network.
+    Every second block halves the image, so six blocks take 32 pixels to 4, and the head sees
+    128 * 4 * 4 features, as the networks of Zhu et al. 2019 and Geiping et al. 2020 do. Global
+    average pooling in front of the head would make a much harder victim, and hide what a network
+    without it gives away. Weights start as torch draws them. Convolutions have no bias: batch
+    norm's shift does that work. ReLUs are modules and not in place, so that ``torch.fx`` can trace
+    the network.
 
     Args:
         num_classes: number of logits.
         channels: channels of the images.
+        image_size: height and width of the images in pixels.
         widths: output channels of each block.
         mean: of the images in [0, 1], one for each channel; 0.5 when None.
         std: of the images in [0, 1], one for each channel; 0.25 when None.
@@ -29,15 +33,16 @@ class ConvNet(nn.Module):
         self,
         num_classes: int,
         channels: int = 3,
-        widths: Sequence[int] = (32, 32, 64, 64, 128, 128),
+        image_size: int = 32,
         *,
+        widths: Sequence[int] = (32, 32, 64, 64, 128, 128),
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.normalize = Normalize(mean or [0.5] * channels, std or [0.25] * channels)
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
-        incoming = channels
+        incoming, side = channels, image_size
         for number, width in enumerate(widths, start=1):
             stride = 2 if number % 2 == 0 else 1
             blocks[f"block{number}"] = nn.Sequential(
@@ -47,12 +52,10 @@ class ConvNet(nn.Module):
                     relu=nn.ReLU(),
                 )
             )
-            incoming = width
+            incoming, side = width, (side + stride - 1) // stride
         self.blocks = nn.Sequential(blocks)
-        self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.head = nn.Linear(incoming, num_classes)
-        initialize_convolutions(self)
+        self.head = nn.Linear(incoming * side**2, num_classes)
 
     @no_type_check  # torch.fx hands in proxies, which the tests' shape checks would refuse
     def forward(
@@ -60,16 +63,4 @@ class ConvNet(nn.Module):
     ) -> Float[Tensor, "batch class"]:
         """Returns the logits of images in [0, 1]."""
         features = self.blocks(self.normalize(images))
-        return self.head(self.flatten(self.pool(features)))
-
-
-def initialize_convolutions(model: nn.Module) -> None:
-    """Draws every convolution's weights from N(0, 2 / fan_out), as published ResNets do.
-
-    He et al. 2015, eq. 14. With batch norm in eval mode and its running statistics still at 0
-    and 1, nothing else sets the scale of the activations: torch's own default (a variance six
-    times too small after a ReLU) would let them fade layer by layer.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        return self.head(self.flatten(features))

@@ -20,8 +20,7 @@ _LARGEST_CIFAR_STEM = 64
 
 
 def _convnet(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    del image_size
-    return ConvNet(num_classes, channels)
+    return ConvNet(num_classes, channels, image_size)
 
 
 def _resnet18(*, num_classes: int, channels: int, image_size: int) -> nn.Module:

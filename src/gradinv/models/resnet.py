@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradinv.errors import ModelError
-from gradinv.models.convnet import initialize_convolutions
 from gradinv.models.normalize import Normalize
 
 Stem = Literal["cifar", "imagenet"]
@@ -102,3 +101,15 @@ class ResNet18(nn.Module):
 
 def _stage(incoming: int, width: int, *, stride: int) -> nn.Sequential:
     return nn.Sequential(BasicBlock(incoming, width, stride), BasicBlock(width, width, 1))
+
+
+def initialize_convolutions(model: nn.Module) -> None:
+    """Draws every convolution's weights from N(0, 2 / fan_out), as published ResNets do.
+
+    He et al. 2015, eq. 14. With batch norm in eval mode and its running statistics still at 0
+    and 1, nothing else sets the scale of the activations, which would otherwise fade layer by
+    layer.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
