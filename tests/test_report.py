@@ -472,6 +472,21 @@ def test_lpips_has_columns_only_where_it_was_measured(run):
     assert rows[3][5] == "–"
 
 
+def test_recovered_labels_have_columns_only_where_labels_were_hidden(run):
+    audit = audit_of(run)
+    cells = load_cells(run, audit)
+    assert "labels found" not in Page(render_report(audit, cells)).find("body")[0]["text"]
+    audit["summary"][0]["label_accuracy"] = 0.875
+    audit["cells"][0]["label_recovery"] = {"accuracy": 0.75}
+    page = Page(render_report(audit, cells))
+    summary, single = page.find("table", class_="numbers")[:2]
+    rows = table_rows(page, summary)
+    assert rows[0][6] == "labels found"
+    assert (rows[2][6], rows[3][6]) == ("88 %", "–")
+    rows = table_rows(page, single)
+    assert (rows[1][7], rows[2][7]) == ("75 %", "–")
+
+
 def test_cells_without_pictures_are_named(run):
     audit = audit_of(run)
     audit["cells"][0].update(files=None, outcome=None, status="stopped")
@@ -690,6 +705,15 @@ def test_terminal_table_shows_lpips_where_it_was_measured(run):
     audit = audit_of(run)
     audit["summary"][0]["lpips_mean"] = 0.321
     assert "0.321" in printed(audit)
+
+
+def test_terminal_table_shows_how_many_labels_were_found_where_they_were_hidden(run):
+    audit = audit_of(run)
+    assert "labels found" not in printed(audit)
+    audit["summary"][0]["label_accuracy"] = 0.875
+    text = printed(audit)
+    assert "labels found" in text
+    assert "88 %" in text
 
 
 def test_terminal_table_prints_markup_as_text(run):

@@ -45,6 +45,7 @@ TINY = {"num_classes": 3, "channels": 1, "image_size": 32, "seed": 0}
         ({"prior": "prior", "channels": 3}, PriorError, "got one of 32x32 pixels in 1 channel"),
         ({"lpips_weights": "nowhere"}, StorageError, "expected SqueezeNet 1.1 weights"),
         ({"model": "tiny_net:plain", "reveal_bn": "exact"}, ModelError, "batch-norm layers"),
+        ({"model": "tiny_net:headless", "hide_labels": True}, AttackError, "in a linear layer"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_attack(settings, kind, message):

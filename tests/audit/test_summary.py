@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,30 @@ def test_one_batch_has_no_interval_and_no_weights_no_lpips():
     (row,) = summarise([cell(0, (10.0, 20.0))], seed=0)
     assert row["psnr_ci95"] is None
     assert row["lpips_mean"] is None
+
+
+def test_label_accuracy_is_averaged_where_labels_were_hidden():
+    cells = [cell(0, (10.0, 20.0)), cell(1, (10.0, 20.0))]
+    assert summarise(cells, seed=0)[0]["label_accuracy"] is None
+    for accuracy, row in zip((0.5, 1.0), cells, strict=True):
+        row["label_recovery"] = {"accuracy": accuracy}
+    assert summarise(cells, seed=0)[0]["label_accuracy"] == pytest.approx(0.75)
+
+
+def test_an_audit_with_hidden_labels_says_so_and_how_many_were_found():
+    audit = run_audit(config(hide_labels=True), Path("run"))
+    assert not audit["config"]["labels_known"]
+    threat, hidden = audit["notes"][1], audit["notes"][2]
+    assert "knows the network, the defence, and no batch-norm" in threat
+    assert "labels were hidden" in hidden
+    for row in audit["cells"]:
+        recovery = row["label_recovery"]
+        assert recovery["method"] == "counts"
+        true = sorted(image["label"] for image in row["images"])
+        same = sum((Counter(true) & Counter(recovery["labels"])).values())
+        assert recovery["accuracy"] == same / 2
+    mean = sum(row["label_recovery"]["accuracy"] for row in audit["cells"]) / 2
+    assert audit["summary"][0]["label_accuracy"] == pytest.approx(mean)
 
 
 def test_each_attack_has_its_row():

@@ -21,6 +21,9 @@ def make(num_classes, channels, image_size):
         nn.Flatten(), nn.Linear(4 * side * side, num_classes),
     )
 
+def headless(num_classes, channels, image_size):
+    return nn.Sequential(make(num_classes, channels, image_size), nn.Softmax(1))
+
 def plain(num_classes, channels, image_size):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
 """

@@ -125,10 +125,6 @@ def rewritten(change):
     save_tensors(Path("u.safetensors"), tensors, header)
 
 
-def lose_labels(tensors, header):
-    del tensors["labels"]
-
-
 def lose_seed(tensors, header):
     header["model"]["seed"] = "none"
 
@@ -144,7 +140,6 @@ def lose_layer(tensors, header):
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
-        (lose_labels, [], "expected an update with its labels in u.safetensors, got one without"),
         (lose_seed, [], "as the network's seed in the update, got 'none'"),
         (break_number, [], "NaN or infinity in gradient/4.bias"),
         (lose_layer, [], "parameter 4.bias is missing"),
@@ -163,6 +158,29 @@ def test_what_is_wrong_is_one_line(change, arguments, message, update, capsys):
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert message in errors
+    assert not Path("inverted").exists()
+
+
+def test_an_update_without_labels_is_attacked_with_those_that_it_gives_away(capsys):
+    assert main([*OBSERVE, "--hide-labels"]) == 0
+    assert Observation.load(Path("u.safetensors")).labels is None
+    capsys.readouterr()
+    assert main([*INVERT, "--out", "inverted"]) == 0
+    result = json.loads(Path("inverted/invert.json").read_text())
+    Path("u.safetensors").unlink()
+    assert main(OBSERVE) == 0
+    known = Observation.load(Path("u.safetensors")).labels
+    assert known is not None
+    assert result["labels"] == result["label_recovery"]["labels"] == sorted(known.tolist())
+    assert not result["label_recovery"]["exact"]
+    assert f"(counts, estimated): {' '.join(map(str, result['labels']))}" in capsys.readouterr().out
+
+
+def test_a_network_without_a_last_linear_layer_is_refused_before_a_folder_is_made(capsys):
+    observe = [word.replace("tiny_net:make", "tiny_net:headless") for word in OBSERVE]
+    assert main([*observe, "--hide-labels"]) == 0
+    assert main([*INVERT, "--model", "tiny_net:headless", "--out", "inverted"]) == 2
+    assert "ends in a linear layer whose output is the logits" in capsys.readouterr().err
     assert not Path("inverted").exists()
 
 

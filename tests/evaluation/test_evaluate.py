@@ -1,12 +1,15 @@
 """A batch's scores: matched, in the originals' order, without reduction."""
 
+import doctest
+
 import pytest
 import torch
 
 from gradinv.data import ClientBatch, load_images
 from gradinv.errors import DataError
+from gradinv.evaluation import evaluate as module
 from gradinv.evaluation.controls import decoys_for
-from gradinv.evaluation.evaluate import PSNR_CEILING, evaluate
+from gradinv.evaluation.evaluate import PSNR_CEILING, evaluate, label_accuracy
 from gradinv.evaluation.metrics import mse, psnr, ssim
 
 
@@ -25,6 +28,27 @@ def noisy(batch, generator):
     noise = torch.randn(batch.images.shape, generator=generator)
     levels = torch.tensor([0.02, 0.05, 0.1, 0.2]).view(4, 1, 1, 1)
     return (batch.images + levels * noise).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("true", "found", "accuracy"),
+    [
+        ([3, 1, 1, 0], [0, 1, 1, 3], 1.0),
+        ([1, 1, 1, 1], [1, 2, 2, 2], 0.25),
+        ([0, 0, 1, 1], [2, 3, 4, 5], 0),
+    ],
+)
+def test_labels_are_compared_as_multisets(batch, true, found, accuracy):
+    held = ClientBatch(batch.images, torch.tensor(true), batch.ids)
+    assert label_accuracy(torch.tensor(found), held) == accuracy
+    with pytest.raises(DataError, match="expected 4 recovered labels, one for each image, got 3"):
+        label_accuracy(torch.tensor(found[:3]), held)
+
+
+def test_the_example_in_the_docstring():
+    result = doctest.testmod(module, extraglobs={"torch": torch})
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_scores_follow_the_originals(images, batch, noisy):

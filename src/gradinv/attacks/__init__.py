@@ -2,6 +2,7 @@
 
 from gradinv.attacks.attack import Adam, Attack, Stage
 from gradinv.attacks.inversion import invert
+from gradinv.attacks.labels import LabelMethod, RecoveredLabels, recover_labels
 from gradinv.attacks.presets import PRESETS, preset
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
 
@@ -10,11 +11,14 @@ __all__ = [
     "Adam",
     "Attack",
     "Checkpoint",
+    "LabelMethod",
     "Outcome",
     "Progress",
     "Reconstruction",
+    "RecoveredLabels",
     "Stage",
     "StageResult",
     "invert",
     "preset",
+    "recover_labels",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradinv.attacks.attack import Attack, Stage
 from gradinv.attacks.engine import PlainDoubleBackward, pixel_units
+from gradinv.attacks.labels import recover_labels
 from gradinv.attacks.objectives import LatentNorm, Target
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
 from gradinv.attacks.spaces import Scene, SearchSpace, Solution
@@ -44,6 +45,8 @@ def invert(
     Runs on the model's device. With the same arguments and the same number of threads the result
     is the same bit for bit, also when it was interrupted and resumed.
 
+    Labels that were not revealed are read from the update first (:mod:`gradinv.attacks.labels`).
+
     Args:
         observation: what the server saw.
         model: f_theta with the weights that the update was made with, in the protocol's mode.
@@ -59,8 +62,8 @@ def invert(
         The restart with the least matching cost.
 
     Raises:
-        AttackError: the attack lacks something (a prior, labels, statistics), or the checkpoint
-            belongs to another run.
+        AttackError: the attack lacks something (a prior, statistics), the labels are neither
+            revealed nor to be found in the update, or the checkpoint belongs to another run.
         ObservationError: the update was made with another network.
         ModelError: the model is in another mode than the client's.
         PriorError: the prior's images have another shape.
@@ -69,12 +72,16 @@ def invert(
     require_mode(model, observation.protocol.mode)
     if seconds is not None and seconds <= 0:
         raise ConfigError(f"expected a positive time limit in seconds, got {seconds}; use 60")
+    recovered = None
+    if observation.labels is None:
+        recovered = recover_labels(observation, model)
+        observation = replace(observation, labels=recovered.labels)
     search = Search(observation, model, attack, prior=prior, seed=seed, seconds=seconds)
     if resume is not None:
         search.resume(resume)
     while not search.done:
         search.run_stage(callback)
-    return search.reconstruction()
+    return replace(search.reconstruction(), recovered=recovered)
 
 
 class Search:

@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gradinv.attacks.labels import RecoveredLabels
 from gradinv.errors import AttackError
 from gradinv.files import load_tensors, save_tensors
 
@@ -53,6 +54,7 @@ class Reconstruction:
         stages: where each stage ended.
         outcome: how the attack ended.
         seconds: wall-clock time, over all sessions.
+        recovered: how the labels were found in the update; None where they were revealed.
     """
 
     images: Float[Tensor, "batch channel height width"]
@@ -62,6 +64,7 @@ class Reconstruction:
     stages: tuple[StageResult, ...]
     outcome: Outcome
     seconds: float
+    recovered: RecoveredLabels | None = None
 
     @property
     def steps(self) -> int:

@@ -15,12 +15,19 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from gradinv.attacks import Attack, Checkpoint, Progress, Reconstruction, invert
+from gradinv.attacks import (
+    Attack,
+    Checkpoint,
+    Progress,
+    Reconstruction,
+    invert,
+    recover_labels,
+)
 from gradinv.audit.plan import Cell, derive_seed
 from gradinv.audit.setup import Setup
 from gradinv.audit.store import RunStore
 from gradinv.data import ClientBatch
-from gradinv.evaluation.evaluate import Evaluation, evaluate
+from gradinv.evaluation.evaluate import Evaluation, evaluate, label_accuracy
 from gradinv.evaluation.lpips import Lpips
 from gradinv.evaluation.metrics import psnr
 from gradinv.federated import Defense, Observation, Protocol, Reveal, observe
@@ -237,14 +244,17 @@ def observe_planned(setup: Setup, cell: Cell) -> Observation:
 def check_runnable(setup: Setup) -> None:
     """Does once what every cell will do beside its attack, so that errors come before any attack.
 
-    Makes one update for each defence, and decodes the judge's images.
+    Makes one update for each defence, reads its labels where they are hidden, and decodes the
+    judge's images.
 
     Raises:
         GradinvError: no batch-norm layers to reveal statistics of, an update that is not finite,
-            or an image that cannot be decoded.
+            no last linear layer to read labels from, or an image that cannot be decoded.
     """
     for defense in setup.config.defense:
-        observe_planned(setup, Cell(setup.config.attack[0], defense, 0))
+        observation = observe_planned(setup, Cell(setup.config.attack[0], defense, 0))
+        if observation.labels is None:
+            recover_labels(observation, setup.model)
     for batch in setup.client.batches:
         setup.judge.decoys(batch)
 
@@ -306,6 +316,8 @@ def compute_cell(
         **attack_row(reconstruction),
         "images": [asdict(score) for score in evaluation.images],
     }
+    if row["label_recovery"] is not None:
+        row["label_recovery"]["accuracy"] = label_accuracy(reconstruction.labels, batch)
     for stage, described in zip(reconstruction.stages, row["stages"], strict=True):
         values = psnr(stage.images[order].cpu(), batch.images, data_range=1.0)
         described["psnr_mean"] = finite(values.mean())
@@ -331,10 +343,24 @@ def attack_row(reconstruction: Reconstruction) -> dict[str, Any]:
         "objectives": [finite(value) for value in reconstruction.objective],
         "restart": reconstruction.best,
         "outcome": reconstruction.outcome.value,
+        "label_recovery": label_recovery_row(reconstruction),
         "stages": [
             {"name": stage.name, "steps": stage.steps, "seconds": finite(stage.seconds)}
             for stage in reconstruction.stages
         ],
+    }
+
+
+def label_recovery_row(reconstruction: Reconstruction) -> dict[str, Any] | None:
+    """Returns the labels that an attack found and how; None where they were revealed."""
+    recovered = reconstruction.recovered
+    if recovered is None:
+        return None
+    return {
+        "labels": recovered.labels.tolist(),
+        "method": recovered.method.value,
+        "exact": recovered.exact,
+        "gap": finite(recovered.gap),
     }
 
 

@@ -59,6 +59,8 @@ class AuditConfig:
     """A defence: none, noise:SIGMA, sparsify:FRACTION, clip:NORM, or a chain clip:1+noise:0.01."""
     reveal_bn: Literal["none", "running", "exact"] = "none"
     """Batch-norm statistics that the server knows; attacks ending in +bn need running or exact."""
+    hide_labels: bool = False
+    """Do not tell the server the labels; it reads them from the update (default: it knows them)."""
     prior: Annotated[
         str | None, _hint("the embedded one for the embedded images, none for others", "DIR")
     ] = None

@@ -141,10 +141,15 @@ class Setup:
         }
         notes = [
             RESPONSIBLE_USE,
-            "Threat model: an honest-but-curious server that knows the network, the labels and "
-            f"the defence, and {seen[self.config.reveal_bn]}; batch norm in {self.config.mode} "
-            "mode.",
+            "Threat model: an honest-but-curious server that knows the network, "
+            f"{'the labels and ' if self.reveal.labels else ''}the defence, and "
+            f"{seen[self.config.reveal_bn]}; batch norm in {self.config.mode} mode.",
         ]
+        if not self.reveal.labels:
+            notes.append(
+                "The labels were hidden: each attack used those that it recovered from the update. "
+                "Their accuracy is the fraction found, repeats counted."
+            )
         if self.judge.lpips is None:
             notes.append(
                 "LPIPS is absent: its SqueezeNet weights were not given (--lpips-weights FILE)."
@@ -260,7 +265,7 @@ def prepare(config: AuditConfig) -> Setup:
         device=device,
         model=model,
         protocol=FedSGD(mode=config.mode),
-        reveal=Reveal(bn_statistics=config.reveal_bn),
+        reveal=Reveal(labels=not config.hide_labels, bn_statistics=config.reveal_bn),
         client=client,
         server=Server(attacks, prior),
         judge=Judge(client.images, lpips, config.seed),

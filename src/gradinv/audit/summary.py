@@ -60,7 +60,9 @@ def summarise(rows: Sequence[Mapping[str, Any]], *, seed: int) -> list[dict[str,
     ``ssim_best``, the best image of a batch, averaged over batches (Jeon et al. 2021 call it a
     fairer picture of the worst case); ``psnr_ci95``, the bootstrap interval of the mean over
     batches, null with one batch; ``seconds``, the mean time of one attack on one batch;
-    ``identified``, the fraction of images that the control identified; ``level`` and ``verdict``.
+    ``identified``, the fraction of images that the control identified; ``label_accuracy``, the
+    fraction of the labels that was recovered, null where they were revealed; ``level`` and
+    ``verdict``.
 
     Args:
         rows: cells, each with its images.
@@ -94,9 +96,16 @@ def _summary(
         "lpips_mean": fmean(distances) if distances else None,
         "seconds": fmean(cell["seconds"] for cell in cells),
         "identified": fmean(score.identified for score in scores),
+        "label_accuracy": _label_accuracy(cells),
         "level": verdict.level.value,
         "verdict": verdict.sentence,
     }
+
+
+def _label_accuracy(cells: Sequence[Mapping[str, Any]]) -> float | None:
+    found = [(cell.get("label_recovery") or {}).get("accuracy") for cell in cells]
+    measured = [accuracy for accuracy in found if accuracy is not None]
+    return fmean(measured) if measured else None
 
 
 def scores_of(cell: Mapping[str, Any]) -> list[ImageScore]:

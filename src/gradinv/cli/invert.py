@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from gradinv.attacks import Attack, Checkpoint, Reconstruction
+from gradinv.attacks import Attack, Checkpoint, Reconstruction, recover_labels
 from gradinv.audit.cell import CellStopped, Watch, attack_cell, attack_row, picture_tensors
 from gradinv.audit.plan import AuditConfig, Cell
 from gradinv.audit.runner import interruption, one_thread
@@ -64,6 +64,13 @@ def invert_update(options: Invert) -> None:
         _write(folder, _attack(task, options, folder), task)
         _checkpoint_path(folder).unlink(missing_ok=True)
     result = read_json(folder / RESULT)
+    found = result["label_recovery"]
+    if found is not None:
+        certainty = "exactly" if found["exact"] else "estimated"
+        print(
+            f"labels from the update ({found['method']}, {certainty}): "
+            + " ".join(map(str, found["labels"]))
+        )
     cost = "not finite" if result["objective"] is None else f"{result['objective']:.4g}"
     print(f"{options.attack}: {result['outcome']}, matching cost {cost}")
     print(folder / "reconstruction.png")
@@ -81,11 +88,6 @@ def _prepare(options: Invert) -> _Task:
     )
     attack = configured(options.attack, config)
     observation = Observation.load(Path(options.update))
-    if observation.labels is None:
-        raise ObservationError(
-            f"expected an update with its labels in {options.update}, got one without; this "
-            "version attacks with known labels only: observe with the labels revealed"
-        )
     require_bn(
         options.attack,
         attack,
@@ -107,6 +109,9 @@ def _prepare(options: Invert) -> _Task:
     require_prior(options.attack, attack, prior)
     if prior is not None:
         check_prior_fits(prior, observation.image_shape)
+    if observation.labels is None:
+        # Tells now, before a folder is made, that there is no layer to read them from.
+        recover_labels(observation, model)
     settings = {**dataclasses.asdict(options), "device": device.type}
     known = versions()
     identity = {

@@ -31,6 +31,7 @@ def observe_update(options: Observe) -> None:
         mode=options.mode,
         defense=(options.defense,),
         reveal_bn=options.reveal_bn,
+        hide_labels=options.hide_labels,
         seed=options.seed,
         device=options.device,
     )
@@ -42,7 +43,7 @@ def observe_update(options: Observe) -> None:
             client.batches[options.batch],
             protocol=FedSGD(mode=config.mode),
             defenses=client.defenses[options.defense],
-            reveal=Reveal(bn_statistics=config.reveal_bn),
+            reveal=Reveal(labels=not config.hide_labels, bn_statistics=config.reveal_bn),
             seed=derive_seed(config.seed, "defense", options.batch),
             model_info=model_info(config),
         )

@@ -103,6 +103,8 @@ class Observe:
     """Mode of batch norm while the gradient is computed."""
     reveal_bn: RevealBn = "none"
     """Batch-norm statistics that the server gets to know."""
+    hide_labels: bool = False
+    """Leave the labels out of the update; the server then reads them from its gradient."""
     seed: int = 0
     """Decides batches, random weights and noise."""
     device: Device = "auto"

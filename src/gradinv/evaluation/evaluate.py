@@ -1,13 +1,15 @@
 """One attack's images against the client's batch: matched, measured and controlled."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gradinv.data import ClientBatch
+from gradinv.errors import DataError
 from gradinv.evaluation.controls import count_decoys, identification_rank
 from gradinv.evaluation.matching import match
 from gradinv.evaluation.metrics import mse, psnr, ssim
@@ -58,6 +60,27 @@ class Evaluation:
     def permutation(self) -> tuple[int, ...]:
         """Indices that put the reconstructions into the order of the originals."""
         return tuple(score.reconstruction for score in self.images)
+
+
+def label_accuracy(recovered: Int[Tensor, " batch"], batch: ClientBatch) -> float:
+    """Returns the fraction of the batch's labels, counted with repeats, that were recovered.
+
+    sum_c min(n_c, n'_c) / B: the server cannot know which image a label belongs to.
+
+    Raises:
+        DataError: another number of labels than images.
+
+    >>> batch = ClientBatch(torch.zeros(4, 1, 8, 8), torch.tensor([0, 0, 0, 2]), (0, 1, 2, 3))
+    >>> label_accuracy(torch.tensor([0, 0, 2, 2]), batch)
+    0.75
+    """
+    if len(recovered) != len(batch):
+        raise DataError(
+            f"expected {len(batch)} recovered labels, one for each image, got {len(recovered)}; "
+            "judge them against their own batch"
+        )
+    found, true = Counter(recovered.tolist()), Counter(batch.labels.tolist())
+    return (found & true).total() / len(batch)
 
 
 def evaluate(

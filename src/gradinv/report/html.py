@@ -77,6 +77,7 @@ def _environment() -> "Environment":
         interval=words.interval,
         number=words.number,
         plain=words.plain,
+        percent=words.percent,
         significant=words.significant,
     )
     environment.tests["finite"] = words.is_number

@@ -12,7 +12,7 @@ from gradinv.report.findings import (
     strength,
     summary_of,
 )
-from gradinv.report.words import DASH, clean, duration, interval, is_number, number
+from gradinv.report.words import DASH, clean, duration, interval, is_number, number, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def terminal_table(audit: dict[str, Any]) -> "Table":
     """Returns the summary as a table, the strongest attack on each defence in bold.
 
-    LPIPS has a column only where it was measured, the defence only where there is more than one.
+    LPIPS and the accuracy of recovered labels have a column only where they were measured, the
+    defence only where there is more than one.
 
     Raises:
         StorageError: ``audit`` is not the content of an audit.json.
@@ -39,6 +40,9 @@ def terminal_table(audit: dict[str, Any]) -> "Table":
     for heading in ("PSNR dB", "95 % CI", "best", "SSIM", *(["LPIPS"] if perceptual else [])):
         table.add_column(heading, justify="right")
     table.add_column("identified", justify="right")
+    recovered = any(is_number(row.get("label_accuracy")) for row in audit["summary"])
+    if recovered:
+        table.add_column("labels found", justify="right")
     table.add_column("per batch", justify="right")
     for defense in defenses(audit):
         rows = summary_of(audit, defense)
@@ -52,6 +56,7 @@ def terminal_table(audit: dict[str, Any]) -> "Table":
                 number(row.get("ssim_mean"), 3),
                 *([number(row.get("lpips_mean"), 3)] if perceptual else []),
                 identified(row) or DASH,
+                *([percent(row.get("label_accuracy"))] if recovered else []),
                 duration(row.get("seconds")),
             ]
             if several:

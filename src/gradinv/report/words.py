@@ -31,6 +31,15 @@ def number(value: Any, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if is_number(value) else DASH
 
 
+def percent(value: Any) -> str:
+    """Returns a fraction as a whole percentage, or a dash.
+
+    >>> percent(0.875), percent(None)
+    ('88 %', '–')
+    """
+    return f"{100 * value:.0f} %" if is_number(value) else DASH
+
+
 def significant(value: Any, digits: int = 3) -> str:
     """Returns the number with that many significant digits, for values of any magnitude."""
     return f"{value:.{digits}g}" if is_number(value) else DASH
