@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradinv.attacks.attack import Attack, Stage
-from gradinv.attacks.engine import PlainDoubleBackward, pixel_units
+from gradinv.attacks.engine import engine_for, pixel_units
 from gradinv.attacks.labels import recover_labels
 from gradinv.attacks.objectives import LatentNorm, Target
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
@@ -106,7 +106,7 @@ class Search:
         if attack.tensors is not None:
             target = target.largest(attack.tensors)
         self.engines = [
-            PlainDoubleBackward(
+            engine_for(
                 model,
                 self.observation,
                 distance=attack.distance,

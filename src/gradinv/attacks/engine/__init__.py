@@ -1,0 +1,22 @@
+"""The matching cost and its gradient with respect to the images, for any number of restarts.
+
+Everything that searches goes through this one interface: a space turns its point into images, the
+engine returns dc/dx, and one vector-Jacobian product takes dc/dx back to z or w. How it is computed
+can so be exchanged.
+"""
+
+from gradinv.attacks.engine.base import Engine, Evaluated, Problem, pixel_units
+from gradinv.attacks.engine.exact import ExactROperator
+from gradinv.attacks.engine.factory import WAYS, engine_for
+from gradinv.attacks.engine.plain import PlainDoubleBackward
+
+__all__ = [
+    "WAYS",
+    "Engine",
+    "Evaluated",
+    "ExactROperator",
+    "PlainDoubleBackward",
+    "Problem",
+    "engine_for",
+    "pixel_units",
+]

@@ -1,0 +1,150 @@
+"""The direction v = dd/dg in parameter space along which a step differentiates.
+
+For the cosine and the squared L2 distance v is a sum of the trial gradient a and the observed g,
+tensor by tensor, so that a few dot products decide it; it is written into a's own memory. For any
+other distance it is asked of autograd, with a as the leaves.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradinv.attacks.objectives import Cosine, Distance, LayerCosine, SquaredL2, Target
+
+
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """v of each tensor is factor (on_observed g + on_trial a); the factor is applied to dc/dx.
+
+    Attributes:
+        value: the distance.
+        factor: common to all tensors.
+        on_trial: of a.
+        on_observed: of g; None for 1.
+    """
+
+    value: Float[Tensor, " restart"]
+    factor: Float[Tensor, " restart"]
+    on_trial: Float[Tensor, "restart tensor"]
+    on_observed: Float[Tensor, "restart tensor"] | None = None
+
+
+# From <a, g> and |a|^2 of each restart and tensor, and |g|^2 of each tensor.
+Closed = Callable[[Tensor, Tensor, Tensor], Coefficients]
+
+
+def cosine(inner: Tensor, own: Tensor, observed: Tensor) -> Coefficients:
+    """Returns v = -(g - (<a, g> / |a|^2) a) / (|a| |g|)."""
+    count = inner.shape[1]
+    inner, own = inner.sum(1), own.sum(1)
+    scale = (own.sqrt() * observed.sum().sqrt()).clamp_min(torch.finfo(own.dtype).tiny)
+    ratio = -inner / own.clamp_min(torch.finfo(own.dtype).tiny)
+    return Coefficients(1 - inner / scale, -1 / scale, ratio[:, None].expand(-1, count))
+
+
+def layer_cosine(inner: Tensor, own: Tensor, observed: Tensor) -> Coefficients:
+    """As :func:`cosine` for each tensor; those without any observed gradient take no part."""
+    tiny = torch.finfo(own.dtype).tiny
+    used = (observed > 0).to(own.dtype)
+    scale = (own.sqrt() * observed.sqrt()).clamp_min(tiny)
+    count = used.sum()
+    value = ((1 - inner / scale) * used).sum(1) / count
+    on_observed = used / (scale * count)
+    on_trial = -on_observed * inner / own.clamp_min(tiny)
+    return Coefficients(value, -torch.ones_like(value), on_trial, on_observed)
+
+
+def squared_l2(inner: Tensor, own: Tensor, observed: Tensor) -> Coefficients:
+    """Returns v = -2 (g - a)."""
+    value = (own - 2 * inner + observed).sum(1).clamp_min(0)
+    return Coefficients(value, torch.full_like(value, -2), -torch.ones_like(inner))
+
+
+CLOSED: Mapping[type[Distance], Closed] = {
+    Cosine: cosine,
+    LayerCosine: layer_cosine,
+    SquaredL2: squared_l2,
+}
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """Returns a view of all elements in the order of their memory (images' order for kernels)."""
+    return (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor).reshape(-1)
+
+
+class Matcher:
+    """The distance of every restart's gradient, and the direction v in its place.
+
+    Args:
+        distance: d.
+        target: what is compared with; its tensors in the memory order of the gradients.
+    """
+
+    def __init__(self, distance: Distance, target: Target) -> None:
+        self.distance, self.target = distance, target
+        self.names = list(target.gradient)
+        self.closed = CLOSED.get(type(distance))
+        self.flat = {name: flat(value) for name, value in target.gradient.items()}
+        self.absent = None
+        if target.mask is not None:
+            self.absent = {name: flat(~mask) for name, mask in target.mask.items()}
+        self.observed = torch.stack([value.dot(value) for value in self.flat.values()])
+
+    def _products(self, gradients: Mapping[str, list[Tensor]]) -> tuple[Tensor, Tensor]:
+        """Returns <a, g> and |a|^2 of every restart and tensor; applies the mask to a in place."""
+        restarts = len(gradients[self.names[0]])
+        inner, own = [], []
+        for name in self.names:
+            for trial in map(flat, gradients[name]):
+                if self.absent is not None:
+                    trial.masked_fill_(self.absent[name], 0)
+                inner.append(trial.dot(self.flat[name]))
+                own.append(trial.dot(trial))
+        shape = (len(self.names), restarts)
+        return torch.stack(inner).view(shape).t(), torch.stack(own).view(shape).t()
+
+    def value(self, gradients: Mapping[str, list[Tensor]]) -> Float[Tensor, " restart"]:
+        """Returns the distance of every restart; may overwrite the gradients."""
+        if self.closed is not None and not isinstance(self.distance, SquaredL2):
+            return self.closed(*self._products(gradients), self.observed).value
+        restarts = range(len(gradients[self.names[0]]))
+        trials = [{name: gradients[name][index] for name in self.names} for index in restarts]
+        return torch.stack([self.distance(trial, self.target) for trial in trials])
+
+    def direct(
+        self, gradients: Mapping[str, list[Tensor]]
+    ) -> tuple[Float[Tensor, " restart"], Float[Tensor, " restart"]]:
+        """Turns the gradients into directions, in their own memory.
+
+        Returns:
+            The distances, and the factors that v still lacks.
+        """
+        if self.closed is None:
+            return self._by_autograd(gradients)
+        found = self.closed(*self._products(gradients), self.observed)
+        for tensor, name in enumerate(self.names):
+            for index, trial in enumerate(map(flat, gradients[name])):
+                g = self.flat[name]
+                if found.on_observed is not None:
+                    g = g * found.on_observed[index, tensor]
+                torch.addcmul(g, trial, found.on_trial[index, tensor], out=trial)
+        return found.value, found.factor
+
+    def _by_autograd(
+        self, gradients: Mapping[str, list[Tensor]]
+    ) -> tuple[Float[Tensor, " restart"], Float[Tensor, " restart"]]:
+        values = []
+        for index in range(len(gradients[self.names[0]])):
+            leaves = [gradients[name][index].requires_grad_() for name in self.names]
+            with torch.enable_grad():
+                value = self.distance(dict(zip(self.names, leaves, strict=True)), self.target)
+            directions = torch.autograd.grad(
+                value, leaves, allow_unused=True, materialize_grads=True
+            )
+            for name, direction in zip(self.names, directions, strict=True):
+                gradients[name][index] = direction
+            values.append(value.detach())
+        return torch.stack(values), torch.ones_like(torch.stack(values))

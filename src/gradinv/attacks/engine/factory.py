@@ -1,0 +1,113 @@
+"""Chooses how the cost and its gradient are computed."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gradinv.attacks.engine.base import Engine, Problem
+from gradinv.attacks.engine.exact import ExactROperator
+from gradinv.attacks.engine.plain import PlainDoubleBackward
+from gradinv.attacks.engine.rules.op import UnsupportedError
+from gradinv.attacks.engine.tracing import trace
+from gradinv.attacks.objectives import Distance, Regularizer, Target
+from gradinv.errors import AttackError, ConfigError, did_you_mean
+from gradinv.federated.client import logits
+from gradinv.federated.observation import Observation
+
+WAYS = ("auto", "exact", "plain")
+
+
+def engine_for(
+    model: nn.Module,
+    observation: Observation,
+    *,
+    distance: Distance,
+    regularizers: Sequence[Regularizer] = (),
+    target: Target | None = None,
+    way: str = "auto",
+) -> Engine:
+    """Returns the fastest exact engine that knows every operation of the network.
+
+    Args:
+        model: f_theta in the observation's mode.
+        observation: g and what is known beside it; labels must be known.
+        distance: d.
+        regularizers: those on images and on batch-norm statistics are used here.
+        target: what to compare with; the observation's gradient when None.
+        way: "plain" is double backward by autograd, for any network; "exact" is the R-operator;
+            "auto" is the R-operator where every operation has a rule, and plain otherwise: the
+            engine's ``reason`` then names the operation that had none.
+
+    Raises:
+        AttackError: labels or statistics were not revealed, or a way is asked for that does not
+            know an operation of the network.
+        ConfigError: there is no such way.
+    """
+    if way not in WAYS:
+        raise ConfigError(
+            f"expected a way to compute the gradient, got {way!r}; {did_you_mean(way, WAYS)}"
+        )
+    settings = {"distance": distance, "regularizers": regularizers, "target": target}
+    if way == "plain":
+        return PlainDoubleBackward(model, observation, **settings)
+    problem = Problem.of(model, observation, **settings)
+    try:
+        engine = ExactROperator(problem, trace(model, frozenset(problem.target.gradient)))
+        shape = (len(problem.labels), *observation.image_shape)
+        _check_first_order(engine, model, shape, problem)
+    except UnsupportedError as missing:
+        if way != "auto":
+            raise AttackError(
+                f"expected a rule for every operation of the network, got none for {missing}; "
+                "use way='auto' or 'plain'"
+            ) from missing
+        reason = f"no rule for {missing}"
+        return PlainDoubleBackward(model, observation, **settings, reason=reason)
+    return engine
+
+
+def _check_first_order(
+    engine: ExactROperator, model: nn.Module, shape: tuple[int, ...], problem: Problem
+) -> None:
+    """Compares the traced network's gradient with the network's own on one random batch.
+
+    A trace does not see everything: not what hooks do, not ``no_grad`` or ``detach`` inside a
+    module, and it looks through a custom autograd function into its forward.
+
+    Raises:
+        UnsupportedError: they differ, or the network has an autograd function of its own.
+    """
+    like = next(iter(problem.target.gradient.values()))
+    source = torch.Generator().manual_seed(0)
+    images = torch.rand(shape, generator=source).to(like)
+    parameters = {name: value for name, value in model.named_parameters() if name in engine.wanted}
+    with torch.enable_grad():
+        scores = logits(model, images)
+        loss = torch.nn.functional.cross_entropy(scores, problem.labels)
+    _refuse_custom_functions(loss)
+    own = torch.autograd.grad(
+        loss, list(parameters.values()), allow_unused=True, materialize_grads=True
+    )
+    traced = engine.gradients(images[None])
+    total = torch.stack([gradient.norm() for gradient in own]).norm()
+    for name, gradient in zip(parameters, own, strict=True):
+        # Wide enough for a ReLU whose sign float32 gets wrong, far too narrow for a wrong rule.
+        allowed = 0.05 * gradient.norm() + 1e-3 * total
+        if not (traced[name][0] - gradient).norm() <= allowed:
+            raise UnsupportedError(
+                f"what the network does beside its traced operations (gradient of {name})"
+            )
+
+
+def _refuse_custom_functions(loss: Tensor) -> None:
+    """Raises for an autograd function that is not PyTorch's own."""
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            raise UnsupportedError(f"the autograd function {type(node).__name__}")
+        waiting += [following for following, _ in node.next_functions]

@@ -1,0 +1,147 @@
+"""What a rule is: one operation of the network, with its four passes.
+
+The engine needs the Hessian-vector product grad_x (grad_theta L . v) (Pearlmutter 1994, "Fast exact
+multiplication by the Hessian"). With R{.} the derivative along theta + eps v at eps = 0 and x held
+still, that is R{grad_x L}, and it takes four passes over the network: activations a, adjoints
+gy = dL/dy, tangents R{a}, and tangents of the adjoints R{gy}. A rule says what one operation does
+in each. None stands for a tangent that is zero because no searched parameter lies upstream.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What one operation keeps between the passes of one run.
+Saved = SimpleNamespace
+
+
+class UnsupportedError(Exception):
+    """No rule for an operation of the network; the message names it. Never leaves the engine."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One evaluation: what all operations share.
+
+    Attributes:
+        restarts: R; activations have the restarts folded into the batch, restart first.
+        weights: parameter name -> its value as the operation that owns it wants it.
+        wanted: parameters whose gradient is matched.
+        gradients: parameter name -> one gradient for each restart; filled by the backward pass,
+            turned into the direction v in place before the tangent passes.
+    """
+
+    restarts: int
+    weights: Mapping[str, Tensor]
+    wanted: frozenset[str]
+    gradients: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add_gradient(self, name: str, parts: list[Tensor]) -> None:
+        """Adds one gradient for each restart to the parameter's; it may be used more than once."""
+        known = self.gradients.get(name)
+        if known is None:
+            self.gradients[name] = parts
+        else:
+            self.gradients[name] = [a + b for a, b in zip(known, parts, strict=True)]
+
+    def direction(self, name: str | None) -> list[Tensor] | None:
+        """Returns v of a parameter, one tensor for each restart; None where v is zero."""
+        return self.gradients[name] if name is not None and name in self.wanted else None
+
+
+class Op:
+    """Base class of all rules; every rule is stateless between runs.
+
+    Attributes:
+        parameters: names of what it owns, in the network.
+    """
+
+    parameters: tuple[str, ...] = ()
+
+    def forward(self, run: Run, saved: Saved, *inputs: Tensor) -> Tensor:
+        """Returns y; keeps in ``saved`` what later passes need."""
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def backward(
+        self, run: Run, saved: Saved, gy: Tensor, *, wants_input: bool
+    ) -> tuple[Tensor | None, ...]:
+        """Returns dL/d(input) for every input and adds the parameters' gradients to the run."""
+        raise TypeError(f"{type(self).__name__} defines no backward")
+
+    def tangent_forward(self, run: Run, saved: Saved, *tangents: Tensor | None) -> Tensor | None:
+        """Returns R{y} from R{inputs}."""
+        raise TypeError(f"{type(self).__name__} defines no tangent_forward")
+
+    def tangent_backward(self, run: Run, saved: Saved, r_gy: Tensor) -> tuple[Tensor, ...]:
+        """Returns R{dL/d(input)} for every input from R{dL/dy}."""
+        raise TypeError(f"{type(self).__name__} defines no tangent_backward")
+
+    def replay(self, run: Run, saved: Saved, pattern: Saved, *inputs: Tensor) -> Tensor:
+        """Returns y at other weights, with the kinks where the recorded pass had them."""
+        return self.forward(run, saved, *inputs)
+
+    def replay_backward(
+        self, run: Run, saved: Saved, pattern: Saved, gy: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Returns dL/d(input) of the replayed pass."""
+        return self.backward(run, saved, gy, wants_input=True)
+
+
+class PatternOp(Op):
+    """An operation that is linear once its pattern is fixed (ReLU masks, max-pool indices).
+
+    Its tangents go the same way as its activations: ``push`` forward and ``pull`` backward.
+    """
+
+    def push(self, saved: Saved, *inputs: Tensor | None) -> Tensor:
+        """Returns the linear map of the inputs; None stands for zeros."""
+        raise TypeError(f"{type(self).__name__} defines no push")
+
+    def pull(self, saved: Saved, gy: Tensor) -> tuple[Tensor, ...]:
+        """Returns the transposed map of ``gy``."""
+        raise TypeError(f"{type(self).__name__} defines no pull")
+
+    def backward(
+        self, run: Run, saved: Saved, gy: Tensor, *, wants_input: bool
+    ) -> tuple[Tensor | None, ...]:
+        """Returns the transposed map of ``gy``."""
+        return self.pull(saved, gy)
+
+    def tangent_forward(self, run: Run, saved: Saved, *tangents: Tensor | None) -> Tensor | None:
+        """Returns the linear map of the tangents."""
+        if all(tangent is None for tangent in tangents):
+            return None
+        return self.push(saved, *tangents)
+
+    def tangent_backward(self, run: Run, saved: Saved, r_gy: Tensor) -> tuple[Tensor, ...]:
+        """Returns the transposed map of the tangent adjoint."""
+        return self.pull(saved, r_gy)
+
+    def replay(self, run: Run, saved: Saved, pattern: Saved, *inputs: Tensor) -> Tensor:
+        """Returns the recorded map of the inputs."""
+        return self.push(pattern, *inputs)
+
+    def replay_backward(
+        self, run: Run, saved: Saved, pattern: Saved, gy: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Returns the recorded transposed map of ``gy``."""
+        return self.pull(pattern, gy)
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """Returns (..., channel) values so that they broadcast over ``like`` (batch, channel, ...)."""
+    return values.reshape(*values.shape, *([1] * (like.dim() - 2)))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Returns images in the memory order (batch, height, width, channel), others as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
+
+
+def pair(value: Any) -> list[int]:
+    """Returns one number for each of height and width."""
+    return [value, value] if isinstance(value, int) else list(value)
