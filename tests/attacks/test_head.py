@@ -23,7 +23,7 @@ class Branches(nn.Module):
 
 @pytest.mark.parametrize(
     ("model", "name", "features"),
-    [(ConvNet(4, 1), "head", 128), (ResNet18(4, 1), "fc", 512), (Branches(), "classifier", 5)],
+    [(ConvNet(4, 1, 16), "head", 512), (ResNet18(4, 1), "fc", 512), (Branches(), "classifier", 5)],
 )
 @pytest.mark.parametrize("training", [False, True])
 def test_the_head_is_found_by_what_it_computes(model, name, features, training, generator):
@@ -43,7 +43,7 @@ def test_the_head_is_found_by_what_it_computes(model, name, features, training, 
 
 
 def test_buffers_stay_in_train_mode(generator):
-    model = ConvNet(4, 1).train()
+    model = ConvNet(4, 1, 16).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     find_head(model, random_images(3, (1, 16, 16), generator))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

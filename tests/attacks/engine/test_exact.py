@@ -76,7 +76,7 @@ def test_it_is_double_backward_on_the_clients_network(distance, defense, mode):
 def victim(mode: str) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        model = ConvNet(4, widths=(8, 8, 16))
+        model = ConvNet(4, 3, 9, widths=(8, 8, 16))
         shake(model)
     return model.train(mode == "train")
 
