@@ -35,10 +35,10 @@ from gradinv.priors import load_generator
 Grid = tuple[Space, str | None, bool, int, tuple[float, ...], tuple[float, ...]]
 GRIDS: dict[str, Grid] = {
     "gi-x": (Pixels(), None, True, 1, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (0.1,)),
-    "gi-z": (Z, None, False, 3, (0.0, 1e-3, 1e-2), (3e-2, 1e-1)),
-    "gi-w": (UNTRAINED_W, None, False, 1, (1e-3, 1e-2, 3e-2), (1e-3, 3e-3)),
-    "gi-z/x": (Pixels(), "gi-z", True, 1, (3e-3, 1e-2, 3e-2, 1e-1), (0.03, 0.1)),
-    "gi-z/w": (W, "gi-z", False, 1, (0.0, 1e-3, 1e-2, 3e-2), (3e-4, 1e-3, 3e-3)),
+    "gi-z": (Z, None, False, 3, (1e-3,), (3e-2, 1e-1)),
+    "gi-w": (UNTRAINED_W, None, False, 1, (1e-3, 1e-2), (3e-4, 1e-3)),
+    "gi-z/x": (Pixels(), "gi-z", True, 1, (1e-3, 1e-2, 3e-2), (0.03,)),
+    "gi-z/w": (W, "gi-z", False, 1, (1e-4, 1e-3, 1e-2), (3e-4, 1e-3)),
 }
 
 
