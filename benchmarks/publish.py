@@ -1,13 +1,16 @@
 """Audits real images and publishes the figures: ``python -m benchmarks.publish audit-convnet ...``.
 
 Each ``--case NAME:DATA:PRIOR`` is one set of images with the prior that belongs to it; the first
-case under the first defence is the main setting of the table. Runs are kept in ``runs/publish`` and
-continue where they stopped. The pictures stay there; only numbers are published.
+case under the first defence is the main setting of the table. ``--tuned DEFENSE=ATTACK:SETTINGS``
+gives an attack other numbers under one defence, as found by ``benchmarks.tune`` on training images.
+Runs are kept in ``runs/publish`` and continue where they stopped. The pictures stay there; only
+numbers are published.
 """
 
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", action="append", required=True, metavar="NAME:DATA:PRIOR")
     parser.add_argument("--defense", action="append", default=None)
     parser.add_argument("--attack", action="append", default=None)
+    parser.add_argument("--tuned", action="append", default=[], metavar="DEFENSE=ATTACK:SETTINGS")
     parser.add_argument("--model", default="convnet")
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -40,8 +44,6 @@ def main(arguments: list[str] | None = None) -> int:
         model=options.model,
         batch_size=options.batch_size,
         batches=options.batches,
-        attack=tuple(options.attack or ATTACKS),
-        defense=defenses,
         steps_scale=options.steps_scale,
         seconds=options.seconds,
         seed=options.seed,
@@ -50,15 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
     rows, settings = [], {}
     for case in options.case:
         name, data, prior = case.split(":")
-        folder = ROOT / "runs" / "publish" / options.name / name
-        with AuditProgress().shown() as progress:
-            audit = run_audit(replace(config, data=data, prior=prior), folder, monitor=progress)
-        write_report(folder)
-        rows += rows_of_audit(audit, data=name)
-        settings[name] = {
-            "data": Path(data).name, "prior": Path(prior).name,
-            "inputs": audit["config"]["inputs"], "attacks": audit["config"]["attacks"],
-        }  # fmt: skip
+        for defense in defenses:
+            specs = _specs(options.attack or ATTACKS, options.tuned, defense)
+            folder = ROOT / "runs" / "publish" / options.name / f"{name}-{defense.split(':')[0]}"
+            own = replace(
+                config, data=data, prior=prior, attack=tuple(specs.values()), defense=(defense,)
+            )
+            with AuditProgress().shown() as progress:
+                audit = run_audit(own, folder, monitor=progress)
+            write_report(folder)
+            names = {spec: attack for attack, spec in specs.items()}
+            rows += [
+                {**row, "attack": names[row["attack"]]} for row in rows_of_audit(audit, data=name)
+            ]
+            settings[f"{name} {defense}"] = {
+                "data": Path(data).name, "prior": Path(prior).name,
+                "inputs": audit["config"]["inputs"], "attacks": audit["config"]["attacks"],
+            }  # fmt: skip
     first = options.case[0].split(":")[0]
     shown = [word if ":/" not in word else _named(word) for word in sys.argv[1:]]
     path = write_results(
@@ -81,6 +91,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     print(path.relative_to(ROOT))
     return 0
+
+
+def _specs(attacks: Sequence[str], tuned: Sequence[str], defense: str) -> dict[str, str]:
+    """Returns name -> spec of every attack under one defence."""
+    own = [text.split("=", 1)[1] for text in tuned if text.startswith(f"{defense}=")]
+    settings = {spec.split(":")[0]: spec for spec in own}
+    return {attack: settings.get(attack, attack) for attack in attacks}
 
 
 def _named(case: str) -> str:

@@ -4,6 +4,8 @@ Steps are for two processor cores; docs/methods.md gives the papers' own. The be
 on network, defence and data: ``preset("gi-x:tv=0.03")`` sets another.
 """
 
+from collections.abc import Sequence
+
 from gradinv.attacks.attack import Adam, Attack, Stage
 from gradinv.attacks.objectives import BatchNormMatching, ImageNorm, TotalVariation
 from gradinv.attacks.schedules import StepDecay
@@ -16,19 +18,19 @@ ZW = OfGenerator(latents=True, weights=True)
 UNTRAINED_W = OfGenerator(weights=True, pretrained=False)
 
 
-def _x(steps: int, tv: float, *, signed: bool = True) -> Stage:
+def _x(steps: int, tv: float, *, lr: float = 0.1, signed: bool = True) -> Stage:
     """Pixels (Geiping et al. 2020): Adam 0.1 on the sign of the gradient, box, step decay."""
-    return Stage(Pixels(), steps, Adam(0.1, signed=signed), StepDecay(), (TotalVariation(tv),))
+    return Stage(Pixels(), steps, Adam(lr, signed=signed), StepDecay(), (TotalVariation(tv),))
 
 
 def _z(steps: int, tv: float, *, keep: int | None = None) -> Stage:
-    """Latents (Jeon et al. 2021, eq. 5): Adam 3e-2."""
-    return Stage(Z, steps, Adam(3e-2), StepDecay(), (TotalVariation(tv),), keep=keep)
+    """Latents (Jeon et al. 2021, eq. 5): Adam 0.1 (the paper's 3e-2 is slower here)."""
+    return Stage(Z, steps, Adam(0.1), StepDecay(), (TotalVariation(tv),), keep=keep)
 
 
 def _w(steps: int, tv: float, *, keep: int | None = None) -> Stage:
-    """Weights, one copy for every image (Jeon et al. 2021, eq. 7): Adam 1e-3."""
-    return Stage(W, steps, Adam(1e-3), StepDecay(), (TotalVariation(tv),), keep=keep)
+    """Weights, one copy for every image (Jeon et al. 2021, eq. 7): Adam 5e-4 (the paper: 1e-3)."""
+    return Stage(W, steps, Adam(5e-4), StepDecay(), (TotalVariation(tv),), keep=keep)
 
 
 _GEIPING = "Geiping et al. 2020, Inverting Gradients"
@@ -52,45 +54,45 @@ _ATTACKS = (
         ),
         reference=_YIN,
     ),
-    Attack("gi-z", (_z(800, 1e-4),), restarts=3, reference=f"{_JEON}, eq. 5"),
+    Attack("gi-z", (_z(300, 1e-3),), restarts=8, reference=f"{_JEON}, eq. 5"),
     Attack(
         "gi-w",
-        (Stage(UNTRAINED_W, 1000, Adam(1e-3), StepDecay(), (TotalVariation(1e-3),)),),
+        (Stage(UNTRAINED_W, 1000, Adam(1e-3), StepDecay(), (TotalVariation(3e-3),)),),
         reference=f"{_JEON}, section 5",
     ),
     Attack(
         "gi-z/x",
-        (_z(400, 1e-4, keep=1), _x(800, 1e-2)),
-        restarts=3,
+        (_z(250, 1e-3, keep=1), _x(600, 1e-2, lr=0.03)),
+        restarts=8,
         reference=f"{_JEON}, Fig. 3",
     ),
     Attack(
         "gi-z/w",
-        (_z(400, 1e-4, keep=1), _w(600, 1e-3)),
-        restarts=3,
+        (_z(250, 1e-3, keep=1), _w(500, 1e-3)),
+        restarts=8,
         reference=f"{_JEON}, eqs. 5 and 7 (GIAS)",
     ),
     Attack(
         "gi-z/w+bn",
         (
-            Stage(Z, 400, Adam(3e-2), StepDecay(), (TotalVariation(1e-4), _BN), keep=1),
-            Stage(W, 600, Adam(1e-3), StepDecay(), (TotalVariation(1e-3), _BN)),
+            Stage(Z, 250, Adam(0.1), StepDecay(), (TotalVariation(1e-3), _BN), keep=1),
+            Stage(W, 500, Adam(5e-4), StepDecay(), (TotalVariation(1e-3), _BN)),
         ),
-        restarts=3,
+        restarts=8,
         reference=f"{_JEON}, Table 1",
     ),
     Attack(
         "gi-zw-joint",
         (
             Stage(
-                ZW, 1000, Adam(3e-2, lr_weights=1e-3), StepDecay(), (TotalVariation(1e-3),), keep=1
+                ZW, 1000, Adam(0.1, lr_weights=5e-4), StepDecay(), (TotalVariation(1e-3),), keep=1
             ),
         ),
         reference=f"{_JEON}, section 5.1",
     ),
     Attack(
         "gi-w/z",
-        (_w(600, 1e-3), _z(400, 1e-4)),
+        (_w(600, 1e-3), _z(400, 1e-3)),
         reference=f"{_JEON}, section 5.1",
     ),
 )
@@ -98,10 +100,20 @@ _ATTACKS = (
 PRESETS: dict[str, Attack] = {attack.name: attack for attack in _ATTACKS}
 
 
+def _with_restarts(attack: Attack, values: Sequence[float]) -> Attack:
+    if len(values) != 1 or values[0] != int(values[0]):
+        raise ConfigError(
+            f"expected one whole number of restarts for {attack.name}, got "
+            f"{', '.join(map(str, values))}; write {attack.name}:restarts=3"
+        )
+    return attack.with_restarts(int(values[0]))
+
+
 _SETTINGS = {
     "tv": Attack.with_total_variation,
     "lr": Attack.with_learning_rates,
     "steps": Attack.with_steps,
+    "restarts": _with_restarts,
 }
 
 
@@ -113,7 +125,7 @@ def preset(spec: str) -> Attack:
 
     Raises:
         AttackError: no such method; the nearest name is given.
-        ConfigError: a setting other than tv, lr or steps, or one that does not fit the stages.
+        ConfigError: a setting other than tv, lr, steps or restarts, or one that does not fit the stages.
     """
     name, *settings = spec.split(":")
     if name not in PRESETS:
@@ -129,7 +141,7 @@ def preset(spec: str) -> Attack:
             numbers = []
         if key not in _SETTINGS or not numbers:
             raise ConfigError(
-                f"expected attack settings such as tv=0.01, lr=0.03,0.001 or steps=400,600, "
+                "expected attack settings such as tv=0.01, lr=0.03,0.001, steps=400,600 or restarts=3, "
                 f"got '{setting}'; write {name}:tv=0.01"
             )
         attack = _SETTINGS[key](attack, numbers)
