@@ -66,6 +66,7 @@ def test_settings_that_mean_nothing_are_refused(settings):
         ("lr=0", "learning rates above 0"),
         ("steps=1.5", "whole numbers of steps"),
         ("steps=0", "whole numbers of steps"),
+        ("steps=inf", "whole numbers of steps"),
     ],
 )
 def test_settings_must_fit_the_stages(settings, what):
@@ -77,6 +78,15 @@ def test_learning_rates_and_steps_can_be_set_for_each_stage():
     z, w = preset("gi-z/w:lr=0.1,0.2:steps=3,4").stages
     assert (z.optimizer.lr, w.optimizer.lr) == (0.1, 0.2)
     assert (z.steps, w.steps) == (3, 4)
+
+
+def test_restarts_can_be_set_in_the_spec():
+    assert preset("gi-z/w:restarts=5").restarts == 5
+    for wrong in ("1.5", "1,2", "inf"):
+        with pytest.raises(ConfigError, match=r"expected one whole number of restarts for gi-z/w"):
+            preset(f"gi-z/w:restarts={wrong}")
+    with pytest.raises(ConfigError, match=r"expected at least 1 restart, got 0"):
+        preset("gi-z/w:restarts=0")
 
 
 def test_steps_scale_and_restarts():

@@ -150,7 +150,7 @@ class Attack:
         Raises:
             ConfigError: another number of values, or one that is no positive whole number.
         """
-        whole = all(count >= 1 and count == int(count) for count in steps)
+        whole = all(count >= 1 and float(count).is_integer() for count in steps)
         steps = self._for_stages("whole numbers of steps", steps, whole)
         stages = tuple(
             replace(stage, steps=int(count))

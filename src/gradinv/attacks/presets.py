@@ -101,7 +101,7 @@ PRESETS: dict[str, Attack] = {attack.name: attack for attack in _ATTACKS}
 
 
 def _with_restarts(attack: Attack, values: Sequence[float]) -> Attack:
-    if len(values) != 1 or values[0] != int(values[0]):
+    if len(values) != 1 or not float(values[0]).is_integer():
         raise ConfigError(
             f"expected one whole number of restarts for {attack.name}, got "
             f"{', '.join(map(str, values))}; write {attack.name}:restarts=3"
@@ -125,7 +125,7 @@ def preset(spec: str) -> Attack:
 
     Raises:
         AttackError: no such method; the nearest name is given.
-        ConfigError: a setting other than tv, lr, steps or restarts, or one that does not fit the stages.
+        ConfigError: a setting other than tv, lr, steps and restarts, or one that does not fit.
     """
     name, *settings = spec.split(":")
     if name not in PRESETS:
@@ -141,8 +141,8 @@ def preset(spec: str) -> Attack:
             numbers = []
         if key not in _SETTINGS or not numbers:
             raise ConfigError(
-                "expected attack settings such as tv=0.01, lr=0.03,0.001, steps=400,600 or restarts=3, "
-                f"got '{setting}'; write {name}:tv=0.01"
+                "expected attack settings such as tv=0.01, lr=0.03,0.001, steps=400,600 or "
+                f"restarts=3, got '{setting}'; write {name}:tv=0.01"
             )
         attack = _SETTINGS[key](attack, numbers)
     return attack
