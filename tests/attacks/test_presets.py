@@ -102,5 +102,5 @@ def test_steps_scale_and_restarts():
 
 def test_an_attack_describes_every_number():
     text = str(preset("gi-z/w").describe())
-    assert "'lr': 0.03" in text
+    assert "'lr': 0.0005" in text
     assert "'kind': 'TotalVariation'" in text
