@@ -5,6 +5,7 @@ import torch
 
 from gradinv.attacks import Adam, Attack, Checkpoint, Outcome, Stage, invert, preset
 from gradinv.attacks.presets import PRESETS
+from gradinv.attacks.schedules import StepDecay
 from gradinv.attacks.spaces import OfGenerator, Pixels
 from gradinv.errors import AttackError, ConfigError, ModelError, ObservationError, PriorError
 from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_prior, tiny_victim
@@ -49,6 +50,41 @@ def test_gi_x_rebuilds_a_single_image(victim):
     assert found.stages[0].cost[-1] < 0.1 * found.stages[0].cost[0]
 
 
+def test_dlg_rebuilds_an_image_and_its_label_from_nothing_but_the_gradient():
+    model = tiny_victim(norm=False)
+    batch = tiny_batch(batch=1)
+    batch = replace(batch, labels=torch.tensor([2]))
+    observation = replace(tiny_observation(model, batch), labels=None)
+    found = invert(observation, model, preset("dlg").with_steps([120.0]), seed=0)
+    assert found.labels.tolist() == [2]
+    assert found.recovered is None
+    assert (found.images - batch.images).square().mean() < 1e-3
+
+
+def test_idlg_rebuilds_an_image_from_its_label_known_or_read_from_the_update():
+    model = tiny_victim(norm=False)
+    batch = tiny_batch(batch=1)
+    observation = tiny_observation(model, batch)
+    assert observation.labels is not None
+    found = invert(observation, model, preset("idlg").with_steps([80.0]), seed=0)
+    assert (found.images - batch.images).square().mean() < 1e-3
+    hidden = replace(observation, labels=None)
+    again = invert(hidden, model, preset("idlg").with_steps([80.0]), seed=0)
+    assert again.labels.tolist() == observation.labels.tolist()
+    assert torch.equal(again.images, found.images)
+
+
+def test_a_line_search_refuses_a_network_that_answers_by_chance():
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 4)
+    ).train()
+    observation = tiny_observation(model, tiny_batch())
+    with pytest.raises(AttackError, match=r"for dlg.*dropout in train mode in 1;.*gi-x"):
+        invert(observation, model, preset("dlg"))
+    model[1] = torch.nn.Dropout(0.0)
+    assert invert(observation, model, short("dlg")).outcome is Outcome.COMPLETED
+
+
 def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(victim, observation, prior):
     def run(seed):
         return invert(observation, victim, short("gi-z/w"), prior=prior, seed=seed).images
@@ -57,14 +93,21 @@ def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(victim, o
     assert not torch.equal(run(0), run(1))
 
 
+RESUMED = {
+    **{name: preset(name).scaled(0.012) for name in ("gi-x", "gi-z/w", "gi-w", "gi-w/z")},
+    "dlg": preset("dlg").with_steps([12.0]).with_restarts(2),
+    "noisy": Attack("noisy", (Stage(Pixels(), 12, Adam(0.1, noise=0.2)),), restarts=2),
+}
+
+
 class StopError(Exception):
     pass
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 9])
-@pytest.mark.parametrize("name", ["gi-x", "gi-z/w", "gi-w", "gi-w/z"])
+@pytest.mark.parametrize("name", RESUMED)
 def test_resume_equals_an_uninterrupted_run(name, stop_at, victim, observation, prior, tmp_path):
-    attack = preset(name).scaled(0.012)
+    attack = RESUMED[name]
     whole = invert(observation, victim, attack, prior=prior, seed=5)
 
     def stop(progress):
@@ -206,6 +249,20 @@ def test_top_tensors_only_match_those(victim, observation):
     attack = replace(short("gi-x"), tensors=1)
     found = invert(observation, victim, attack, seed=0)
     assert found.objective.min() != invert(observation, victim, short("gi-x")).objective.min()
+
+
+def test_noise_is_in_units_of_the_learning_rate(victim, observation):
+    def moved(noise, factor):
+        optimizer = Adam(0.1, noise=noise)
+        schedule = StepDecay(by=factor, milestones=(0.0,))
+        attack = Attack("one", (Stage(Pixels(box=False), 1, optimizer, schedule),))
+        return invert(observation, victim, attack, seed=0).images
+
+    for factor in (1.0, 0.1):
+        with_noise, without = moved(0.3, factor), moved(0.0, factor)
+        inside = (with_noise > 0.01) & (with_noise < 0.99) & (without > 0.01) & (without < 0.99)
+        spread = (with_noise - without)[inside].std().item()
+        assert spread == pytest.approx(0.25 * 0.1 * factor * 0.3, rel=0.2)
 
 
 def test_the_sign_step_moves_every_pixel_alike(victim, observation):

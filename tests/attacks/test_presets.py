@@ -1,10 +1,19 @@
+from dataclasses import replace
+
 import pytest
 
-from gradinv.attacks.objectives import TotalVariation
-from gradinv.attacks.presets import PRESETS, preset
+from gradinv.attacks import Adam, Stage
+from gradinv.attacks.evolution import CMA
+from gradinv.attacks.lbfgs import LBFGS
+from gradinv.attacks.objectives import LatentNorm, TotalVariation
+from gradinv.attacks.presets import PRESETS, Z, preset
+from gradinv.attacks.schedules import Constant
+from gradinv.attacks.spaces import Pixels
 from gradinv.errors import AttackError, ConfigError
 
 NAMES = [
+    "dlg",
+    "idlg",
     "gi-x",
     "gi-x-unsigned",
     "gi-x+bn",
@@ -25,22 +34,23 @@ def test_the_names_of_the_contract_are_there():
 
 def test_who_needs_what():
     assert {name for name in NAMES if not PRESETS[name].needs_prior} == {
-        "gi-x", "gi-x-unsigned", "gi-x+bn",
+        "dlg", "idlg", "gi-x", "gi-x-unsigned", "gi-x+bn",
     }  # fmt: skip
+    assert [name for name in NAMES if not PRESETS[name].needs_labels] == ["dlg"]
     assert {name for name in NAMES if PRESETS[name].needs_bn} == {"gi-x+bn", "gi-z/w+bn"}
 
 
 def test_gi_x_differs_from_the_papers_form_by_the_sign_alone():
     signed, unsigned = PRESETS["gi-x"].stages[0], PRESETS["gi-x-unsigned"].stages[0]
+    assert isinstance(signed.optimizer, Adam)
     assert signed.optimizer.signed
-    assert not unsigned.optimizer.signed
-    assert signed.optimizer.lr == unsigned.optimizer.lr
+    assert unsigned.optimizer == replace(signed.optimizer, signed=False)
 
 
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(AttackError, match=r"got 'gi-zw'; did you mean"):
         preset("gi-zw")
-    with pytest.raises(AttackError, match="choose one of gi-x, "):
+    with pytest.raises(AttackError, match="choose one of dlg, idlg, "):
         preset("#")
 
 
@@ -75,8 +85,26 @@ def test_settings_must_fit_the_stages(settings, what):
 
 def test_learning_rates_and_steps_can_be_set_for_each_stage():
     z, w = preset("gi-z/w:lr=0.1,0.2:steps=3,4").stages
-    assert (z.optimizer.lr, w.optimizer.lr) == (0.1, 0.2)
+    assert (z.optimizer, w.optimizer) == (Adam(0.1), Adam(0.2))
     assert (z.steps, w.steps) == (3, 4)
+
+
+def test_a_learning_rate_is_for_stages_that_have_one():
+    with pytest.raises(ConfigError, match=r"with a learning rate for lr=, got LBFGS in dlg"):
+        preset("dlg:lr=0.1")
+
+
+def test_an_optimizer_without_a_rate_takes_no_schedule():
+    with pytest.raises(ConfigError, match=r"expected a constant schedule with LBFGS.*StepDecay"):
+        Stage(Pixels(), 1, LBFGS())
+
+
+def test_an_optimizer_without_gradients_takes_no_terms_on_images():
+    with pytest.raises(ConfigError, match=r"on latents alone with CMA.*got TotalVariation"):
+        Stage(
+            Z, 1, CMA(), Constant(), (TotalVariation(0.1), LatentNorm(0.1))
+        )  # fmt: skip
+    assert Stage(Z, 1, CMA(), Constant(), (LatentNorm(0.1),)).regularizers
 
 
 def test_steps_scale_and_restarts():

@@ -8,27 +8,14 @@ from gradinv.attacks.objectives import (
     BatchNormMatching,
     Cosine,
     Distance,
+    LatentRegularizer,
     Regularizer,
     TotalVariation,
 )
-from gradinv.attacks.schedules import Schedule, StepDecay
+from gradinv.attacks.optimizers import Adam, Optimizer
+from gradinv.attacks.schedules import Constant, Schedule, StepDecay
 from gradinv.attacks.spaces import Space
 from gradinv.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Adam:
-    """Adam with its default betas.
-
-    Attributes:
-        lr: step size; in normalised pixel units for x.
-        lr_weights: step size of w where z and w are searched together; ``lr`` otherwise.
-        signed: feed it the sign of the gradient (Geiping et al. 2020).
-    """
-
-    lr: float
-    lr_weights: float | None = None
-    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,10 +33,29 @@ class Stage:
 
     space: Space
     steps: int
-    optimizer: Adam
+    optimizer: Optimizer
     schedule: Schedule = StepDecay()  # noqa: RUF009 - a frozen value
     regularizers: tuple[Regularizer, ...] = ()
     keep: int | None = None
+
+    def __post_init__(self) -> None:
+        kind = type(self.optimizer).__name__
+        if not self.optimizer.has_rate and self.schedule != Constant():
+            raise ConfigError(
+                f"expected a constant schedule with {kind}, which has no learning rate, got "
+                f"{type(self.schedule).__name__}; leave it Constant()"
+            )
+        foreign = [
+            type(term).__name__
+            for term in self.regularizers
+            if not isinstance(term, LatentRegularizer)
+        ]
+        if foreign and not self.optimizer.has_gradient:
+            raise ConfigError(
+                f"expected regularisers on latents alone with {kind}, which asks for the matching "
+                f"cost without its gradient, got {', '.join(foreign)}; leave them out, or step "
+                "with Adam"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,11 @@ class Attack:
             for stage in self.stages
             for term in stage.regularizers
         )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether some stage has to be told the labels."""
+        return not all(stage.space.soft_labels for stage in self.stages)
 
     @property
     def total_steps(self) -> int:
@@ -138,9 +149,16 @@ class Attack:
             ConfigError: another number of rates, or one that is not positive.
         """
         rates = self._for_stages("learning rates above 0", rates, min(rates) > 0)
+        without = [s.optimizer for s in self.stages if not isinstance(s.optimizer, Adam)]
+        if without:
+            raise ConfigError(
+                f"expected stages with a learning rate for lr=, got {type(without[0]).__name__} in "
+                f"{self.name}, which finds its own step; leave lr= out"
+            )
         stages = tuple(
             replace(stage, optimizer=replace(stage.optimizer, lr=rate))
             for stage, rate in zip(self.stages, rates, strict=True)
+            if isinstance(stage.optimizer, Adam)
         )
         return replace(self, stages=stages)
 

@@ -5,8 +5,9 @@ on network, defence and data: ``preset("gi-x:tv=0.03")`` sets another.
 """
 
 from gradinv.attacks.attack import Adam, Attack, Stage
-from gradinv.attacks.objectives import BatchNormMatching, ImageNorm, TotalVariation
-from gradinv.attacks.schedules import StepDecay
+from gradinv.attacks.lbfgs import LBFGS
+from gradinv.attacks.objectives import BatchNormMatching, ImageNorm, SquaredL2, TotalVariation
+from gradinv.attacks.schedules import Constant, StepDecay
 from gradinv.attacks.spaces import OfGenerator, Pixels
 from gradinv.errors import AttackError, ConfigError, did_you_mean
 
@@ -31,12 +32,24 @@ def _w(steps: int, tv: float, *, keep: int | None = None) -> Stage:
     return Stage(W, steps, Adam(1e-3), StepDecay(), (TotalVariation(tv),), keep=keep)
 
 
+_DLG_STEPS = 500
+
+
+def _dlg(*, soft_labels: bool) -> Stage:
+    """Pixels without a box, L-BFGS, no regulariser (Zhu et al. 2019, algorithm 1)."""
+    return Stage(Pixels(box=False, soft_labels=soft_labels), _DLG_STEPS, LBFGS(), Constant())
+
+
+_ZHU = "Zhu et al. 2019, Deep Leakage from Gradients"
+_ZHAO = "Zhao et al. 2020, iDLG: Improved Deep Leakage from Gradients"
 _GEIPING = "Geiping et al. 2020, Inverting Gradients"
 _YIN = "Yin et al. 2021, See through Gradients"
 _JEON = "Jeon et al. 2021, Gradient Inversion with Generative Image Prior"
 _BN = BatchNormMatching(0.1)
 
 _ATTACKS = (
+    Attack("dlg", (_dlg(soft_labels=True),), SquaredL2(), restarts=4, reference=_ZHU),
+    Attack("idlg", (_dlg(soft_labels=False),), SquaredL2(), restarts=4, reference=_ZHAO),
     Attack("gi-x", (_x(1200, 1e-2),), reference=_GEIPING),
     Attack("gi-x-unsigned", (_x(1200, 1e-2, signed=False),), reference=f"{_JEON}: code of GI-x"),
     Attack(
