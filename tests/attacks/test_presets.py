@@ -24,6 +24,8 @@ NAMES = [
     "gi-z/w+bn",
     "gi-zw-joint",
     "gi-w/z",
+    "ggl",
+    "gifd",
 ]
 
 

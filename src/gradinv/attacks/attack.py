@@ -67,6 +67,8 @@ class Attack:
         stages: run one after the other.
         distance: the gradient distance of all stages.
         restarts: independent starts of the first stage.
+        best_stage: return the stage with the least matching cost (Fang et al. 2023) instead of the
+            last one.
         tensors: match only this many tensors of largest norm; all when None.
         reference: where the method comes from.
     """
@@ -75,6 +77,7 @@ class Attack:
     stages: tuple[Stage, ...]
     distance: Distance = Cosine()  # noqa: RUF009 - a frozen value
     restarts: int = 1
+    best_stage: bool = False
     tensors: int | None = None
     reference: str = ""
 

@@ -125,7 +125,7 @@ class Search:
         self.identity = _identity(observation, attack, seed)
         self.previous: Solution | None = None
         self.results: list[StageResult] = []
-        self.objective: Tensor = torch.empty(0)
+        self.objectives: list[Tensor] = []
         self.dropped = False
         self._open_stage()
 
@@ -192,7 +192,6 @@ class Search:
         order = objective.argsort(stable=True)
         self.dropped |= not bool(self.alive.all())
         keep = order[: self.stage.keep]
-        self.objective = objective
         self.stage_seconds += time.perf_counter() - started
         self.results.append(
             StageResult(
@@ -203,14 +202,19 @@ class Search:
                 seconds=self.stage_seconds,
             )
         )
+        self.objectives.append(objective)
         self.previous = solution.select(keep.to(solution.images.device))
         if not self.done:
             self._open_stage()
 
     def reconstruction(self) -> Reconstruction:
-        """Returns the restart with the least matching cost of the last stage."""
-        best = int(self.objective.argmin())
-        if not torch.isfinite(self.objective).any():
+        """Returns the restart with the least matching cost of the last, or of the best stage."""
+        kept = len(self.results) - 1
+        if self.attack.best_stage:
+            kept = int(torch.stack([values.min() for values in self.objectives]).argmin())
+        objective = self.objectives[kept]
+        best = int(objective.argmin())
+        if not torch.isfinite(objective).any():
             outcome = Outcome.NON_FINITE
         elif self.seconds is not None:
             outcome = Outcome.TIME_LIMIT
@@ -223,10 +227,11 @@ class Search:
             labels = self.previous.labels[0].argmax(dim=1)
         assert labels is not None
         return Reconstruction(
-            images=self.results[-1].images,
+            images=self.results[kept].images,
             labels=labels,
-            objective=self.objective,
+            objective=objective,
             best=best,
+            kept=kept if self.attack.best_stage else None,
             stages=tuple(self.results),
             outcome=outcome,
             seconds=sum(result.seconds for result in self.results),
@@ -264,6 +269,7 @@ class Search:
         for index, result in enumerate(self.results):
             tensors[f"result/{index}/images"] = result.images
             tensors[f"result/{index}/cost"] = result.cost
+            tensors[f"result/{index}/objective"] = self.objectives[index]
         header = {
             "identity": self.identity,
             "results": [
@@ -299,6 +305,9 @@ class Search:
                 **result,
             )
             for index, result in enumerate(header["results"])
+        ]
+        self.objectives = [
+            tensors[f"result/{index}/objective"] for index in range(len(self.results))
         ]
         previous = take_prefix("previous", tensors)
         device = self.scene.mean.device

@@ -5,8 +5,16 @@ on network, defence and data: ``preset("gi-x:tv=0.03")`` sets another.
 """
 
 from gradinv.attacks.attack import Adam, Attack, Stage
+from gradinv.attacks.evolution import CMA
+from gradinv.attacks.features import Features
 from gradinv.attacks.lbfgs import LBFGS
-from gradinv.attacks.objectives import BatchNormMatching, ImageNorm, SquaredL2, TotalVariation
+from gradinv.attacks.objectives import (
+    BatchNormMatching,
+    ImageNorm,
+    LatentKL,
+    SquaredL2,
+    TotalVariation,
+)
 from gradinv.attacks.schedules import Constant, StepDecay
 from gradinv.attacks.spaces import OfGenerator, Pixels
 from gradinv.errors import AttackError, ConfigError, did_you_mean
@@ -33,6 +41,11 @@ def _w(steps: int, tv: float, *, keep: int | None = None) -> Stage:
 
 
 _DLG_STEPS = 500
+
+
+def _h(depth: int, steps: int, tv: float) -> Stage:
+    """Features of one layer of the generator in an L1 ball (Fang et al. 2023): Adam 3e-2."""
+    return Stage(Features(depth, 0.2), steps, Adam(3e-2), StepDecay(), (TotalVariation(tv),))
 
 
 def _dlg(*, soft_labels: bool) -> Stage:
@@ -105,6 +118,18 @@ _ATTACKS = (
         "gi-w/z",
         (_w(600, 1e-3), _z(400, 1e-4)),
         reference=f"{_JEON}, section 5.1",
+    ),
+    Attack(
+        "ggl",
+        (Stage(Z, 200, CMA(), Constant(), (LatentKL(0.1),)),),
+        reference="Li et al. 2022, Auditing Privacy Defenses in Federated Learning (GGL)",
+    ),
+    Attack(
+        "gifd",
+        (_z(400, 1e-4, keep=1), *(_h(depth, 200, 1e-4) for depth in (1, 2, 3))),
+        restarts=3,
+        best_stage=True,
+        reference="Fang et al. 2023, GIFD: A Generative Gradient Inversion Method",
     ),
 )
 
