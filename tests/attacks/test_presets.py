@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from gradinv.attacks import Adam, Stage
+from gradinv.attacks.consensus import GroupConsistency
 from gradinv.attacks.evolution import CMA
 from gradinv.attacks.lbfgs import LBFGS
 from gradinv.attacks.objectives import LatentNorm, TotalVariation
@@ -106,6 +107,8 @@ def test_an_optimizer_without_gradients_takes_no_terms_on_images():
         Stage(
             Z, 1, CMA(), Constant(), (TotalVariation(0.1), LatentNorm(0.1))
         )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"expected Adam for group consistency.*got LBFGS"):
+        Stage(Pixels(), 1, LBFGS(), Constant(), (GroupConsistency(0.1),))
     assert Stage(Z, 1, CMA(), Constant(), (LatentNorm(0.1),)).regularizers
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from gradinv.attacks.consensus import GroupConsistency
 from gradinv.attacks.objectives import (
     BatchNormMatching,
     Cosine,
@@ -55,6 +56,12 @@ class Stage:
                 f"expected regularisers on latents alone with {kind}, which asks for the matching "
                 f"cost without its gradient, got {', '.join(foreign)}; leave them out, or step "
                 "with Adam"
+            )
+        together = any(isinstance(term, GroupConsistency) for term in self.regularizers)
+        if together and not isinstance(self.optimizer, Adam):
+            raise ConfigError(
+                f"expected Adam for group consistency, which is of all restarts together, got "
+                f"{kind}, which asks for the cost of some; leave the term out, or step with Adam"
             )
 
 
