@@ -65,10 +65,11 @@ class GroupConsistency:
     """weight * mean_j |x_rj - E_j| of each seed r, E the consensus (Yin et al. 2021, eq. 11).
 
     Deviation: the paper registers with a dense flow (RANSAC-flow, a network trained for it); here
-    it is a translation by phase correlation. A convolutional network that pools over all positions
-    hardly sees a translation, which is why seeds differ in it; a flow between pictures that are
-    still noisy bends noise onto noise, and needs a trained network. The consensus is taken anew at
-    every step and is a constant of its gradient.
+    it is a translation by phase correlation. Of all deformations it is the one that a convolutional
+    network with pooling sees least, and so the one in which seeds differ; it has two numbers to
+    estimate where a flow has thousands, and so still works on noisy pictures; and it needs no
+    trained network. Where the network sees positions, it is mostly zero. The consensus is taken
+    anew at every step and is a constant of its gradient.
 
     The images of a batch are taken to be in the same order in every seed. That holds for distinct
     labels; images with the same label may change places between seeds.
