@@ -62,7 +62,7 @@ def test_tv_weights_can_be_set_for_all_stages_or_each():
         (TotalVariation(0.0),), (TotalVariation(0.5),),
     ]  # fmt: skip
     assert all(s.regularizers == (TotalVariation(0.2),) for s in preset("gi-z/w:tv=0.2").stages)
-    assert len(preset("gi-x+bn:tv=1").stages[0].regularizers) == 3
+    assert len(preset("gi-x+bn:tv=1").stages[0].regularizers) == 4
 
 
 @pytest.mark.parametrize("settings", ["tv=", "tv=a", "adam=1", "tv", "tv=1:", "lr=0.1:tv=x"])

@@ -5,6 +5,7 @@ on network, defence and data: ``preset("gi-x:tv=0.03")`` sets another.
 """
 
 from gradinv.attacks.attack import Adam, Attack, Stage
+from gradinv.attacks.consensus import GroupConsistency
 from gradinv.attacks.evolution import CMA
 from gradinv.attacks.features import Features
 from gradinv.attacks.lbfgs import LBFGS
@@ -73,7 +74,7 @@ _ATTACKS = (
                 1200,
                 Adam(0.1, signed=True),
                 StepDecay(),
-                (TotalVariation(1e-2), ImageNorm(1e-6), _BN),
+                (TotalVariation(1e-2), ImageNorm(1e-6), _BN, GroupConsistency(1e-3)),
             ),
         ),
         reference=_YIN,
