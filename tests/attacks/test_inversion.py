@@ -4,16 +4,22 @@ import pytest
 import torch
 
 from gradinv.attacks import Adam, Attack, Checkpoint, Outcome, Stage, invert, preset
+from gradinv.attacks.engine import ExactROperator, PlainDoubleBackward, engine_for
 from gradinv.attacks.presets import PRESETS
+from gradinv.attacks.schedules import StepDecay
 from gradinv.attacks.spaces import OfGenerator, Pixels
 from gradinv.errors import AttackError, ConfigError, ModelError, ObservationError, PriorError
-from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_prior, tiny_victim
+from gradinv.priors.generator import Adapted
+from tests.attacks.tiny import deep_prior, tiny_batch, tiny_observation, tiny_prior, tiny_victim
 
 CASES = {
     "grey": {"channels": 1, "mode": "eval", "defense": "none"},
     "colour sparse": {"channels": 3, "mode": "eval", "defense": "sparsify:0.8"},
     "train mode": {"channels": 1, "mode": "train", "defense": "none"},
 }
+
+
+PRIORS = {"gifd": deep_prior}  # tiny_prior where an attack has no special needs
 
 
 def short(name: str) -> Attack:
@@ -26,7 +32,7 @@ def test_every_attack_runs_on_every_victim(name, case):
     model = tiny_victim(channels=case["channels"]).train(case["mode"] == "train")
     batch = tiny_batch(channels=case["channels"])
     observation = tiny_observation(model, batch, defense=case["defense"], bn="exact")
-    prior = tiny_prior(channels=case["channels"])
+    prior = PRIORS.get(name, tiny_prior)(channels=case["channels"])
     attack = short(name)
     found = invert(observation, model, attack, prior=prior, seed=1)
     assert found.outcome is Outcome.COMPLETED
@@ -35,6 +41,8 @@ def test_every_attack_runs_on_every_victim(name, case):
     assert [stage.name for stage in found.stages] == [s.space.name for s in attack.stages]
     assert found.steps == attack.total_steps
     assert found.objective[found.best] == found.objective.min()
+    kept = found.stages[-1 if found.kept is None else found.kept]
+    assert torch.equal(found.images, kept.images)
     first = found.stages[0].cost
     assert first.shape == (attack.stages[0].steps, attack.restarts)
 
@@ -49,6 +57,41 @@ def test_gi_x_rebuilds_a_single_image(victim):
     assert found.stages[0].cost[-1] < 0.1 * found.stages[0].cost[0]
 
 
+def test_dlg_rebuilds_an_image_and_its_label_from_nothing_but_the_gradient():
+    model = tiny_victim(norm=False)
+    batch = tiny_batch(batch=1)
+    batch = replace(batch, labels=torch.tensor([2]))
+    observation = replace(tiny_observation(model, batch), labels=None)
+    found = invert(observation, model, preset("dlg").with_steps([120.0]), seed=0)
+    assert found.labels.tolist() == [2]
+    assert found.recovered is None
+    assert (found.images - batch.images).square().mean() < 1e-3
+
+
+def test_idlg_rebuilds_an_image_from_its_label_known_or_read_from_the_update():
+    model = tiny_victim(norm=False)
+    batch = tiny_batch(batch=1)
+    observation = tiny_observation(model, batch)
+    assert observation.labels is not None
+    found = invert(observation, model, preset("idlg").with_steps([80.0]), seed=0)
+    assert (found.images - batch.images).square().mean() < 1e-3
+    hidden = replace(observation, labels=None)
+    again = invert(hidden, model, preset("idlg").with_steps([80.0]), seed=0)
+    assert again.labels.tolist() == observation.labels.tolist()
+    assert torch.equal(again.images, found.images)
+
+
+def test_a_line_search_refuses_a_network_that_answers_by_chance():
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 4)
+    ).train()
+    observation = tiny_observation(model, tiny_batch())
+    with pytest.raises(AttackError, match=r"for dlg.*dropout in train mode in 1;.*gi-x"):
+        invert(observation, model, preset("dlg"))
+    model[1] = torch.nn.Dropout(0.0)
+    assert invert(observation, model, short("dlg")).outcome is Outcome.COMPLETED
+
+
 def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(victim, observation, prior):
     def run(seed):
         return invert(observation, victim, short("gi-z/w"), prior=prior, seed=seed).images
@@ -57,14 +100,23 @@ def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(victim, o
     assert not torch.equal(run(0), run(1))
 
 
+RESUMED = {
+    **{name: preset(name).scaled(0.012) for name in ("gi-x", "gi-z/w", "gi-w", "gi-w/z")},
+    "ggl": preset("ggl").with_steps([12.0]).with_restarts(2),
+    "gifd": preset("gifd").with_steps([3.0]),
+    "dlg": preset("dlg").with_steps([12.0]).with_restarts(2),
+    "noisy": Attack("noisy", (Stage(Pixels(), 12, Adam(0.1, noise=0.2)),), restarts=2),
+}
+
+
 class StopError(Exception):
     pass
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 9])
-@pytest.mark.parametrize("name", ["gi-x", "gi-z/w", "gi-w", "gi-w/z"])
-def test_resume_equals_an_uninterrupted_run(name, stop_at, victim, observation, prior, tmp_path):
-    attack = preset(name).scaled(0.012)
+@pytest.mark.parametrize("name", RESUMED)
+def test_resume_equals_an_uninterrupted_run(name, stop_at, victim, observation, tmp_path):
+    attack, prior = RESUMED[name], PRIORS.get(name, tiny_prior)()
     whole = invert(observation, victim, attack, prior=prior, seed=5)
 
     def stop(progress):
@@ -145,12 +197,44 @@ def test_when_no_restart_is_finite_the_outcome_says_so(victim, observation, monk
 def test_the_restart_returned_has_the_least_matching_cost_of_its_pictures(
     victim, observation, prior
 ):
-    from gradinv.attacks.engine import PlainDoubleBackward
     from gradinv.attacks.objectives import Cosine
 
     found = invert(observation, victim, replace(short("gi-z"), restarts=5), prior=prior, seed=0)
     engine = PlainDoubleBackward(victim, observation, distance=Cosine())
     assert engine.matching(found.images[None])[0] == found.objective.min()
+
+
+def test_gifd_returns_the_layer_of_least_matching_cost(victim, observation):
+    attack = preset("gifd").with_steps([8.0])
+    for seed in range(4):
+        found = invert(observation, victim, attack, prior=deep_prior(), seed=seed)
+        engine = engine_for(victim, observation, distance=attack.distance)
+        costs = engine.matching(torch.stack([stage.images for stage in found.stages]))
+        assert found.kept is not None
+        assert found.kept == costs.argmin()
+        assert found.objective.min() == costs.min()
+        assert torch.equal(found.images, found.stages[found.kept].images)
+
+
+def test_gifd_asks_for_layers(victim, observation):
+    with pytest.raises(AttackError, match=r"features at depth 2, got a DCGAN of 2 layers; .* to 1"):
+        invert(observation, victim, short("gifd"), prior=tiny_prior())
+    foreign = Adapted(deep_prior(), latent_shape=(6,), image_shape=(1, 8, 8)).eval()
+    with pytest.raises(
+        PriorError, match=r"successive layers, got Adapted.*define blocks\(\).*gi-z/w"
+    ):
+        invert(observation, victim, short("gifd"), prior=foreign)
+
+
+def test_ggl_never_differentiates(victim, observation, prior, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a gradient was asked for")
+
+    for engine in (PlainDoubleBackward, ExactROperator):
+        monkeypatch.setattr(engine, "evaluate", refuse)
+    found = invert(observation, victim, preset("ggl").with_steps([20.0]), prior=prior)
+    costs = found.stages[0].cost[:, 0]
+    assert costs[-5:].mean() < costs[:5].mean()
 
 
 def test_keeping_one_restart_hands_on_the_best(victim, observation, prior):
@@ -206,6 +290,20 @@ def test_top_tensors_only_match_those(victim, observation):
     attack = replace(short("gi-x"), tensors=1)
     found = invert(observation, victim, attack, seed=0)
     assert found.objective.min() != invert(observation, victim, short("gi-x")).objective.min()
+
+
+def test_noise_is_in_units_of_the_learning_rate(victim, observation):
+    def moved(noise, factor):
+        optimizer = Adam(0.1, noise=noise)
+        schedule = StepDecay(by=factor, milestones=(0.0,))
+        attack = Attack("one", (Stage(Pixels(box=False), 1, optimizer, schedule),))
+        return invert(observation, victim, attack, seed=0).images
+
+    for factor in (1.0, 0.1):
+        with_noise, without = moved(0.3, factor), moved(0.0, factor)
+        inside = (with_noise > 0.01) & (with_noise < 0.99) & (without > 0.01) & (without < 0.99)
+        spread = (with_noise - without)[inside].std().item()
+        assert spread == pytest.approx(0.25 * 0.1 * factor * 0.3, rel=0.2)
 
 
 def test_the_sign_step_moves_every_pixel_alike(victim, observation):

@@ -9,6 +9,7 @@ from gradinv.attacks.objectives import (
     BatchNormMatching,
     Cosine,
     ImageNorm,
+    LatentKL,
     LatentNorm,
     LayerCosine,
     SquaredL2,
@@ -78,6 +79,15 @@ def test_norms_of_images_and_latents():
     images = torch.stack([torch.full((1, 2, 2), 1.0), torch.full((1, 2, 2), 3.0)])
     assert ImageNorm(0.5)(images).item() == pytest.approx(0.5 * (2 + 6) / 2)
     assert LatentNorm(0.1)(torch.tensor([[3.0, 0.0], [0.0, 4.0]])).item() == pytest.approx(0.5)
+
+
+def test_latent_kl_is_that_of_two_normal_distributions():
+    z = torch.tensor([[3.0, 1.0], [0.5, -0.5]])
+    normal = torch.distributions.Normal
+    fitted = normal(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.5]))
+    expected = torch.distributions.kl_divergence(fitted, normal(0.0, 1.0)).sum().item()
+    assert LatentKL(0.1)(z).item() == pytest.approx(0.1 * expected, rel=1e-6)
+    assert math.isfinite(LatentKL(1.0)(torch.zeros(1, 3)).item())
 
 
 def statistics(mean, var):

@@ -1,10 +1,20 @@
+from dataclasses import replace
+
 import pytest
 
-from gradinv.attacks.objectives import TotalVariation
-from gradinv.attacks.presets import PRESETS, preset
+from gradinv.attacks import Adam, Stage
+from gradinv.attacks.consensus import GroupConsistency
+from gradinv.attacks.evolution import CMA
+from gradinv.attacks.lbfgs import LBFGS
+from gradinv.attacks.objectives import LatentNorm, TotalVariation
+from gradinv.attacks.presets import PRESETS, Z, preset
+from gradinv.attacks.schedules import Constant
+from gradinv.attacks.spaces import Pixels
 from gradinv.errors import AttackError, ConfigError
 
 NAMES = [
+    "dlg",
+    "idlg",
     "gi-x",
     "gi-x-unsigned",
     "gi-x+bn",
@@ -15,6 +25,8 @@ NAMES = [
     "gi-z/w+bn",
     "gi-zw-joint",
     "gi-w/z",
+    "ggl",
+    "gifd",
 ]
 
 
@@ -25,22 +37,23 @@ def test_the_names_of_the_contract_are_there():
 
 def test_who_needs_what():
     assert {name for name in NAMES if not PRESETS[name].needs_prior} == {
-        "gi-x", "gi-x-unsigned", "gi-x+bn",
+        "dlg", "idlg", "gi-x", "gi-x-unsigned", "gi-x+bn",
     }  # fmt: skip
+    assert [name for name in NAMES if not PRESETS[name].needs_labels] == ["dlg"]
     assert {name for name in NAMES if PRESETS[name].needs_bn} == {"gi-x+bn", "gi-z/w+bn"}
 
 
 def test_gi_x_differs_from_the_papers_form_by_the_sign_alone():
     signed, unsigned = PRESETS["gi-x"].stages[0], PRESETS["gi-x-unsigned"].stages[0]
+    assert isinstance(signed.optimizer, Adam)
     assert signed.optimizer.signed
-    assert not unsigned.optimizer.signed
-    assert signed.optimizer.lr == unsigned.optimizer.lr
+    assert unsigned.optimizer == replace(signed.optimizer, signed=False)
 
 
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(AttackError, match=r"got 'gi-zw'; did you mean"):
         preset("gi-zw")
-    with pytest.raises(AttackError, match="choose one of gi-x, "):
+    with pytest.raises(AttackError, match="choose one of dlg, idlg, "):
         preset("#")
 
 
@@ -49,7 +62,7 @@ def test_tv_weights_can_be_set_for_all_stages_or_each():
         (TotalVariation(0.0),), (TotalVariation(0.5),),
     ]  # fmt: skip
     assert all(s.regularizers == (TotalVariation(0.2),) for s in preset("gi-z/w:tv=0.2").stages)
-    assert len(preset("gi-x+bn:tv=1").stages[0].regularizers) == 3
+    assert len(preset("gi-x+bn:tv=1").stages[0].regularizers) == 4
 
 
 @pytest.mark.parametrize("settings", ["tv=", "tv=a", "adam=1", "tv", "tv=1:", "lr=0.1:tv=x"])
@@ -76,7 +89,7 @@ def test_settings_must_fit_the_stages(settings, what):
 
 def test_learning_rates_and_steps_can_be_set_for_each_stage():
     z, w = preset("gi-z/w:lr=0.1,0.2:steps=3,4").stages
-    assert (z.optimizer.lr, w.optimizer.lr) == (0.1, 0.2)
+    assert (z.optimizer, w.optimizer) == (Adam(0.1), Adam(0.2))
     assert (z.steps, w.steps) == (3, 4)
 
 
@@ -87,6 +100,26 @@ def test_restarts_can_be_set_in_the_spec():
             preset(f"gi-z/w:restarts={wrong}")
     with pytest.raises(ConfigError, match=r"expected at least 1 restart, got 0"):
         preset("gi-z/w:restarts=0")
+
+
+def test_a_learning_rate_is_for_stages_that_have_one():
+    with pytest.raises(ConfigError, match=r"with a learning rate for lr=, got LBFGS in dlg"):
+        preset("dlg:lr=0.1")
+
+
+def test_an_optimizer_without_a_rate_takes_no_schedule():
+    with pytest.raises(ConfigError, match=r"expected a constant schedule with LBFGS.*StepDecay"):
+        Stage(Pixels(), 1, LBFGS())
+
+
+def test_an_optimizer_without_gradients_takes_no_terms_on_images():
+    with pytest.raises(ConfigError, match=r"on latents alone with CMA.*got TotalVariation"):
+        Stage(
+            Z, 1, CMA(), Constant(), (TotalVariation(0.1), LatentNorm(0.1))
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"expected Adam for group consistency.*got LBFGS"):
+        Stage(Pixels(), 1, LBFGS(), Constant(), (GroupConsistency(0.1),))
+    assert Stage(Z, 1, CMA(), Constant(), (LatentNorm(0.1),)).regularizers
 
 
 def test_steps_scale_and_restarts():

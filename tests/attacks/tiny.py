@@ -7,7 +7,7 @@ from gradinv.data import ClientBatch
 from gradinv.federated import FedSGD, Observation, Reveal, observe, parse_defense
 from gradinv.models.normalize import Normalize
 from gradinv.priors.dcgan import DCGAN
-from gradinv.priors.generator import Generator
+from gradinv.priors.generator import Block, Generator
 
 
 class TinyVictim(nn.Module):
@@ -36,6 +36,39 @@ def tiny_prior(*, channels: int = 1, seed: int = 0) -> Generator:
         torch.manual_seed(seed)
         prior = DCGAN(image_size=8, channels=channels, base_channels=4, latent_dim=6)
     return prior.eval().requires_grad_(False)
+
+
+class DeepPrior(Generator):
+    """Four small layers, as many as the methods over successive features need."""
+
+    latent_shape = (6,)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.image_shape = (channels, 8, 8)
+        self.start = nn.Linear(6, 64)
+        self.middle = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.last = nn.ConvTranspose2d(4, channels, 4, 2, 1)
+
+    def blocks(self) -> tuple[Block, ...]:
+        def first(z: Tensor) -> Tensor:
+            return self.start(z).relu().unflatten(1, (4, 4, 4))
+
+        def to_image(h: Tensor) -> Tensor:
+            return self.last(h).sigmoid()
+
+        return (first, *(nn.Sequential(layer, nn.ReLU()) for layer in self.middle), to_image)
+
+    def forward(self, z: Tensor) -> Tensor:
+        for block in self.blocks():
+            z = block(z)
+        return z
+
+
+def deep_prior(*, channels: int = 1, seed: int = 0) -> Generator:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return DeepPrior(channels).eval().requires_grad_(False)
 
 
 def tiny_batch(*, channels: int = 1, batch: int = 2, seed: int = 3) -> ClientBatch:

@@ -1,12 +1,17 @@
 """The server's side: what an update gives away."""
 
-from gradinv.attacks.attack import Adam, Attack, Stage
+from gradinv.attacks.attack import Attack, Stage
+from gradinv.attacks.evolution import CMA
 from gradinv.attacks.inversion import invert
 from gradinv.attacks.labels import LabelMethod, RecoveredLabels, recover_labels
+from gradinv.attacks.lbfgs import LBFGS
+from gradinv.attacks.optimizers import Adam
 from gradinv.attacks.presets import PRESETS, preset
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
 
 __all__ = [
+    "CMA",
+    "LBFGS",
     "PRESETS",
     "Adam",
     "Attack",

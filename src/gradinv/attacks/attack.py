@@ -4,31 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from gradinv.attacks.consensus import GroupConsistency
 from gradinv.attacks.objectives import (
     BatchNormMatching,
     Cosine,
     Distance,
+    LatentRegularizer,
     Regularizer,
     TotalVariation,
 )
-from gradinv.attacks.schedules import Schedule, StepDecay
+from gradinv.attacks.optimizers import Adam, Optimizer
+from gradinv.attacks.schedules import Constant, Schedule, StepDecay
 from gradinv.attacks.spaces import Space
 from gradinv.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Adam:
-    """Adam with its default betas.
-
-    Attributes:
-        lr: step size; in normalised pixel units for x.
-        lr_weights: step size of w where z and w are searched together; ``lr`` otherwise.
-        signed: feed it the sign of the gradient (Geiping et al. 2020).
-    """
-
-    lr: float
-    lr_weights: float | None = None
-    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,10 +34,35 @@ class Stage:
 
     space: Space
     steps: int
-    optimizer: Adam
+    optimizer: Optimizer
     schedule: Schedule = StepDecay()  # noqa: RUF009 - a frozen value
     regularizers: tuple[Regularizer, ...] = ()
     keep: int | None = None
+
+    def __post_init__(self) -> None:
+        kind = type(self.optimizer).__name__
+        if not self.optimizer.has_rate and self.schedule != Constant():
+            raise ConfigError(
+                f"expected a constant schedule with {kind}, which has no learning rate, got "
+                f"{type(self.schedule).__name__}; leave it Constant()"
+            )
+        foreign = [
+            type(term).__name__
+            for term in self.regularizers
+            if not isinstance(term, LatentRegularizer)
+        ]
+        if foreign and not self.optimizer.has_gradient:
+            raise ConfigError(
+                f"expected regularisers on latents alone with {kind}, which asks for the matching "
+                f"cost without its gradient, got {', '.join(foreign)}; leave them out, or step "
+                "with Adam"
+            )
+        together = any(isinstance(term, GroupConsistency) for term in self.regularizers)
+        if together and not isinstance(self.optimizer, Adam):
+            raise ConfigError(
+                f"expected Adam for group consistency, which is of all restarts together, got "
+                f"{kind}, which asks for the cost of some; leave the term out, or step with Adam"
+            )
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,8 @@ class Attack:
         stages: run one after the other.
         distance: the gradient distance of all stages.
         restarts: independent starts of the first stage.
+        best_stage: return the stage with the least matching cost (Fang et al. 2023) instead of the
+            last one.
         tensors: match only this many tensors of largest norm; all when None.
         reference: where the method comes from.
     """
@@ -69,6 +84,7 @@ class Attack:
     stages: tuple[Stage, ...]
     distance: Distance = Cosine()  # noqa: RUF009 - a frozen value
     restarts: int = 1
+    best_stage: bool = False
     tensors: int | None = None
     reference: str = ""
 
@@ -85,6 +101,11 @@ class Attack:
             for stage in self.stages
             for term in stage.regularizers
         )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether some stage has to be told the labels."""
+        return not all(stage.space.soft_labels for stage in self.stages)
 
     @property
     def total_steps(self) -> int:
@@ -138,9 +159,16 @@ class Attack:
             ConfigError: another number of rates, or one that is not positive.
         """
         rates = self._for_stages("learning rates above 0", rates, min(rates) > 0)
+        without = [s.optimizer for s in self.stages if not isinstance(s.optimizer, Adam)]
+        if without:
+            raise ConfigError(
+                f"expected stages with a learning rate for lr=, got {type(without[0]).__name__} in "
+                f"{self.name}, which finds its own step; leave lr= out"
+            )
         stages = tuple(
             replace(stage, optimizer=replace(stage.optimizer, lr=rate))
             for stage, rate in zip(self.stages, rates, strict=True)
+            if isinstance(stage.optimizer, Adam)
         )
         return replace(self, stages=stages)
 

@@ -11,20 +11,22 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from gradinv.attacks.attack import Attack, Stage
+from gradinv.attacks.cost import StageCost
 from gradinv.attacks.engine import engine_for, pixel_units
 from gradinv.attacks.labels import recover_labels
-from gradinv.attacks.objectives import LatentNorm, Target
+from gradinv.attacks.lbfgs import LBFGS
+from gradinv.attacks.objectives import Target
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
-from gradinv.attacks.spaces import Scene, SearchSpace, Solution
+from gradinv.attacks.spaces import Scene, Solution
 from gradinv.errors import AttackError, ConfigError, PriorError
 from gradinv.federated.observation import Observation, check_fits
 from gradinv.models.batchnorm import require_mode
 from gradinv.priors.generator import Generator
-from gradinv.state import load_optimizer_tensors, optimizer_tensors, take_prefix, with_prefix
+from gradinv.state import take_prefix, with_prefix
 
 Callback = Callable[[Progress], None]
 
@@ -45,7 +47,8 @@ def invert(
     Runs on the model's device. With the same arguments and the same number of threads the result
     is the same bit for bit, also when it was interrupted and resumed.
 
-    Labels that were not revealed are read from the update first (:mod:`gradinv.attacks.labels`).
+    Labels that were not revealed are read from the update first (:mod:`gradinv.attacks.labels`),
+    unless the attack searches them itself.
 
     Args:
         observation: what the server saw.
@@ -62,8 +65,9 @@ def invert(
         The restart with the least matching cost.
 
     Raises:
-        AttackError: the attack lacks something (a prior, statistics), the labels are neither
-            revealed nor to be found in the update, or the checkpoint belongs to another run.
+        AttackError: the attack lacks something (a prior, statistics, a gradient that is the same at
+            every evaluation), the labels are neither revealed nor to be found in the update, or
+            the checkpoint belongs to another run.
         ObservationError: the update was made with another network.
         ModelError: the model is in another mode than the client's.
         PriorError: the prior's images have another shape.
@@ -73,7 +77,7 @@ def invert(
     if seconds is not None and seconds <= 0:
         raise ConfigError(f"expected a positive time limit in seconds, got {seconds}; use 60")
     recovered = None
-    if observation.labels is None:
+    if observation.labels is None and attack.needs_labels:
         recovered = recover_labels(observation, model)
         observation = replace(observation, labels=recovered.labels)
     search = Search(observation, model, attack, prior=prior, seed=seed, seconds=seconds)
@@ -101,6 +105,7 @@ class Search:
         self.observation = observation.to(weight.device, weight.dtype)
         self.attack = attack
         self.seconds = seconds
+        _require_steady(model, attack)
         self.scene = _scene(self.observation, model, attack, prior)
         target = Target(dict(self.observation.gradient), self.observation.sparsity_mask)
         if attack.tensors is not None:
@@ -112,6 +117,7 @@ class Search:
                 distance=attack.distance,
                 regularizers=stage.regularizers,
                 target=target,
+                soft_labels=stage.space.soft_labels,
             )
             for stage in attack.stages
         ]
@@ -119,7 +125,7 @@ class Search:
         self.identity = _identity(observation, attack, seed)
         self.previous: Solution | None = None
         self.results: list[StageResult] = []
-        self.objective: Tensor = torch.empty(0)
+        self.objectives: list[Tensor] = []
         self.dropped = False
         self._open_stage()
 
@@ -138,7 +144,7 @@ class Search:
         self.space = self.stage.space.open(
             self.scene, self.previous, self.attack.restarts, self.source
         )
-        self.optimizer = _optimizer(self.stage, self.space)
+        self.stepper = self.stage.optimizer.open(self.space, self.source)
         restarts = self.space.solution().images.shape[0]
         self.alive = torch.ones(restarts, dtype=torch.bool)
         self.costs: list[Tensor] = []
@@ -160,58 +166,32 @@ class Search:
         """Runs the present stage to its end and opens the next one."""
         while (progress := self._progress()) < 1:
             started = time.perf_counter()
-            self._step(self.stage.schedule.factor(progress))
+            self._step(progress)
             self.stage_seconds += time.perf_counter() - started
             if callback is not None:
                 callback(self._report())
         self._close_stage()
 
-    def _step(self, factor: float) -> None:
-        """Moves every restart once; one that is no longer finite stands still from then on."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        searched = [parameter for parameter in self.space.parameters() if parameter.requires_grad]
-        images = self.space()
-        evaluated = self.engines[len(self.results)].evaluate(images)
-        cost, outputs, directions = evaluated.cost, [images], [evaluated.gradient]
-        penalty = self._latent_penalty()
-        if penalty is not None:
-            cost = cost + penalty.detach()
-            outputs.append(penalty)
-            directions.append(torch.ones_like(penalty))
-        self.costs.append(cost.cpu())
-        self.alive &= torch.isfinite(cost.cpu())
-        # One vector-Jacobian product takes dc/dx to whatever is searched.
-        gradients = torch.autograd.grad(outputs, searched, directions)
-        dead = ~self.alive.to(images.device)
-        for parameter, gradient in zip(searched, gradients, strict=True):
-            if dead.any():
-                gradient = gradient.clone()  # noqa: PLW2901
-                gradient[dead] = 0
-            parameter.grad = gradient.sign() if self.stage.optimizer.signed else gradient
-        self.optimizer.step()
-        self.space.project()
+    def _cost(self, progress: float) -> StageCost:
+        engine = self.engines[len(self.results)]
+        return StageCost(self.space, engine, self.stage.regularizers, self.scene, progress)
 
-    def _latent_penalty(self) -> Float[Tensor, " restart"] | None:
-        """Returns the latent terms of every restart, where the stage has some."""
-        latents = self.space.latents()
-        terms = [term for term in self.stage.regularizers if isinstance(term, LatentNorm)]
-        if latents is None or not terms or not latents.requires_grad:
-            return None
-        return torch.stack([
-            torch.stack([term(z) for term in terms]).sum() for z in latents
-        ])  # fmt: skip
+    def _step(self, progress: float) -> None:
+        """Moves every restart once; one that was ever not finite is out of the choice."""
+        value = self.stepper.step(self._cost(progress), self.stage.schedule.factor(progress)).cpu()
+        self.space.project()
+        self.costs.append(value)
+        self.alive &= torch.isfinite(value)
 
     def _close_stage(self) -> None:
         """Scores the end point itself, keeps the best restarts and opens the next stage."""
         started = time.perf_counter()
         solution = self.space.solution()
-        objective = self.engines[len(self.results)].matching(solution.images).cpu()
+        objective = self._cost(1.0).matching(solution.images, solution.labels).cpu()
         objective[~self.alive] = torch.inf
         order = objective.argsort(stable=True)
         self.dropped |= not bool(self.alive.all())
         keep = order[: self.stage.keep]
-        self.objective = objective
         self.stage_seconds += time.perf_counter() - started
         self.results.append(
             StageResult(
@@ -222,25 +202,36 @@ class Search:
                 seconds=self.stage_seconds,
             )
         )
+        self.objectives.append(objective)
         self.previous = solution.select(keep.to(solution.images.device))
         if not self.done:
             self._open_stage()
 
     def reconstruction(self) -> Reconstruction:
-        """Returns the restart with the least matching cost of the last stage."""
-        best = int(self.objective.argmin())
-        if not torch.isfinite(self.objective).any():
+        """Returns the restart with the least matching cost of the last, or of the best stage."""
+        kept = len(self.results) - 1
+        if self.attack.best_stage:
+            kept = int(torch.stack([values.min() for values in self.objectives]).argmin())
+        objective = self.objectives[kept]
+        best = int(objective.argmin())
+        if not torch.isfinite(objective).any():
             outcome = Outcome.NON_FINITE
         elif self.seconds is not None:
             outcome = Outcome.TIME_LIMIT
         else:
             outcome = Outcome.SOME_NON_FINITE if self.dropped else Outcome.COMPLETED
-        assert self.observation.labels is not None
+        assert self.previous is not None
+        labels = self.observation.labels
+        if self.previous.labels is not None:
+            # The restarts were put in the order of their matching cost: the first is the best.
+            labels = self.previous.labels[0].argmax(dim=1)
+        assert labels is not None
         return Reconstruction(
-            images=self.results[-1].images,
-            labels=self.observation.labels,
-            objective=self.objective,
+            images=self.results[kept].images,
+            labels=labels,
+            objective=objective,
             best=best,
+            kept=kept if self.attack.best_stage else None,
             stages=tuple(self.results),
             outcome=outcome,
             seconds=sum(result.seconds for result in self.results),
@@ -267,7 +258,7 @@ class Search:
         """Returns everything that the rest of the attack depends on."""
         tensors = {
             **with_prefix("space", dict(self.space.named_parameters())),
-            **with_prefix("optimizer", optimizer_tensors(self.optimizer)),
+            **with_prefix("optimizer", self.stepper.tensors()),
             "costs": torch.stack(self.costs),
             "alive": self.alive,
             "source": self.source.get_state(),
@@ -278,6 +269,7 @@ class Search:
         for index, result in enumerate(self.results):
             tensors[f"result/{index}/images"] = result.images
             tensors[f"result/{index}/cost"] = result.cost
+            tensors[f"result/{index}/objective"] = self.objectives[index]
         header = {
             "identity": self.identity,
             "results": [
@@ -314,6 +306,9 @@ class Search:
             )
             for index, result in enumerate(header["results"])
         ]
+        self.objectives = [
+            tensors[f"result/{index}/objective"] for index in range(len(self.results))
+        ]
         previous = take_prefix("previous", tensors)
         device = self.scene.mean.device
         if previous:
@@ -327,7 +322,7 @@ class Search:
         with torch.no_grad():
             for name, parameter in self.space.named_parameters():
                 parameter.copy_(tensors[f"space/{name}"])
-        load_optimizer_tensors(self.optimizer, take_prefix("optimizer", tensors))
+        self.stepper.load(take_prefix("optimizer", tensors))
         self.costs = list(tensors["costs"].unbind())
         self.alive = tensors["alive"]
         self.stage_seconds = header["stage_seconds"]
@@ -348,22 +343,28 @@ def _scene(
         if prior.training:
             raise PriorError("expected the prior in eval mode, got train mode; call prior.eval()")
         prior = prior.to(weight.device)
-    scene = Scene(observation.batch_size, observation.image_shape, mean, std, prior)
+    scene = Scene(
+        observation.batch_size, observation.image_shape, mean, std, prior, observation.num_classes
+    )
     if attack.needs_prior:
         scene.generator()
     return scene
 
 
-def _optimizer(stage: Stage, space: SearchSpace) -> torch.optim.Adam:
-    """Returns Adam over what is searched; ``base_lr`` is the rate before the schedule."""
-    settings = stage.optimizer
-    groups: list[dict[str, Any]] = []
-    for name, parameter in space.named_parameters():
-        if parameter.requires_grad:
-            own = settings.lr_weights if name.startswith("w.") else None
-            lr = settings.lr if own is None else own
-            groups.append({"params": [parameter], "lr": lr, "base_lr": lr})
-    return torch.optim.Adam(groups, fused=True)
+def _require_steady(model: nn.Module, attack: Attack) -> None:
+    """Checks that a line search compares costs of one and the same network."""
+    if not any(isinstance(stage.optimizer, LBFGS) for stage in attack.stages):
+        return
+    dropping = [
+        name for name, layer in model.named_modules()
+        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0
+    ]  # fmt: skip
+    if dropping:
+        raise AttackError(
+            f"expected the same gradient at every evaluation for {attack.name}, whose line search "
+            f"compares them, got dropout in train mode in {', '.join(dropping)}; "
+            "let the client compute in eval mode, or attack with gi-x"
+        )
 
 
 def _identity(observation: Observation, attack: Attack, seed: int) -> dict[str, Any]:

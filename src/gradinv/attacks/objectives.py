@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradinv.attacks.consensus import GroupConsistency
 from gradinv.errors import AttackError
 from gradinv.models.batchnorm import BatchStatistics
 
@@ -202,5 +203,23 @@ class LatentNorm:
         return self.weight * latents.norm()
 
 
+@dataclass(frozen=True)
+class LatentKL:
+    """KL(N(m_j, v_j) || N(0, 1)) of each latent z_j, summed over the batch (Li et al. 2022).
+
+    m_j and v_j are mean and variance over the coordinates of z_j:
+    1/2 sum_j (m_j^2 + v_j - 1 - ln v_j).
+    """
+
+    weight: float
+
+    def __call__(self, latents: Float[Tensor, "batch *latent"]) -> Float[Tensor, ""]:
+        """Returns the weighted penalty of one batch of latents."""
+        var, mean = torch.var_mean(latents.flatten(1), dim=1, correction=0)
+        var = var.clamp_min(torch.finfo(var.dtype).tiny)
+        return self.weight * 0.5 * (mean.square() + var - 1 - var.log()).sum()
+
+
 ImageRegularizer = TotalVariation | ImageNorm
-Regularizer = ImageRegularizer | BatchNormMatching | LatentNorm
+LatentRegularizer = LatentNorm | LatentKL
+Regularizer = ImageRegularizer | BatchNormMatching | LatentRegularizer | GroupConsistency

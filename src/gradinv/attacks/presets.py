@@ -7,8 +7,18 @@ on network, defence and data: ``preset("gi-x:tv=0.03")`` sets another.
 from collections.abc import Sequence
 
 from gradinv.attacks.attack import Adam, Attack, Stage
-from gradinv.attacks.objectives import BatchNormMatching, ImageNorm, TotalVariation
-from gradinv.attacks.schedules import StepDecay
+from gradinv.attacks.consensus import GroupConsistency
+from gradinv.attacks.evolution import CMA
+from gradinv.attacks.features import Features
+from gradinv.attacks.lbfgs import LBFGS
+from gradinv.attacks.objectives import (
+    BatchNormMatching,
+    ImageNorm,
+    LatentKL,
+    SquaredL2,
+    TotalVariation,
+)
+from gradinv.attacks.schedules import Constant, StepDecay
 from gradinv.attacks.spaces import OfGenerator, Pixels
 from gradinv.errors import AttackError, ConfigError, did_you_mean
 
@@ -33,12 +43,29 @@ def _w(steps: int, tv: float, *, keep: int | None = None) -> Stage:
     return Stage(W, steps, Adam(5e-4), StepDecay(), (TotalVariation(tv),), keep=keep)
 
 
+_DLG_STEPS = 500
+
+
+def _h(depth: int, steps: int, tv: float) -> Stage:
+    """Features of one layer of the generator in an L1 ball (Fang et al. 2023): Adam 3e-2."""
+    return Stage(Features(depth, 0.2), steps, Adam(3e-2), StepDecay(), (TotalVariation(tv),))
+
+
+def _dlg(*, soft_labels: bool) -> Stage:
+    """Pixels without a box, L-BFGS, no regulariser (Zhu et al. 2019, algorithm 1)."""
+    return Stage(Pixels(box=False, soft_labels=soft_labels), _DLG_STEPS, LBFGS(), Constant())
+
+
+_ZHU = "Zhu et al. 2019, Deep Leakage from Gradients"
+_ZHAO = "Zhao et al. 2020, iDLG: Improved Deep Leakage from Gradients"
 _GEIPING = "Geiping et al. 2020, Inverting Gradients"
 _YIN = "Yin et al. 2021, See through Gradients"
 _JEON = "Jeon et al. 2021, Gradient Inversion with Generative Image Prior"
 _BN = BatchNormMatching(0.1)
 
 _ATTACKS = (
+    Attack("dlg", (_dlg(soft_labels=True),), SquaredL2(), restarts=4, reference=_ZHU),
+    Attack("idlg", (_dlg(soft_labels=False),), SquaredL2(), restarts=4, reference=_ZHAO),
     Attack("gi-x", (_x(1200, 1e-2),), reference=_GEIPING),
     Attack("gi-x-unsigned", (_x(1200, 1e-2, signed=False),), reference=f"{_JEON}: code of GI-x"),
     Attack(
@@ -49,7 +76,7 @@ _ATTACKS = (
                 1200,
                 Adam(0.1, signed=True),
                 StepDecay(),
-                (TotalVariation(1e-2), ImageNorm(1e-6), _BN),
+                (TotalVariation(1e-2), ImageNorm(1e-6), _BN, GroupConsistency(1e-3)),
             ),
         ),
         reference=_YIN,
@@ -94,6 +121,18 @@ _ATTACKS = (
         "gi-w/z",
         (_w(600, 1e-3), _z(400, 1e-3)),
         reference=f"{_JEON}, section 5.1",
+    ),
+    Attack(
+        "ggl",
+        (Stage(Z, 200, CMA(), Constant(), (LatentKL(0.1),)),),
+        reference="Li et al. 2022, Auditing Privacy Defenses in Federated Learning (GGL)",
+    ),
+    Attack(
+        "gifd",
+        (_z(400, 1e-4, keep=1), *(_h(depth, 200, 1e-4) for depth in (1, 2, 3))),
+        restarts=3,
+        best_stage=True,
+        reference="Fang et al. 2023, GIFD: A Generative Gradient Inversion Method",
     ),
 )
 

@@ -49,12 +49,13 @@ class Reconstruction:
     Attributes:
         images: of the restart with the least matching cost, in [0, 1]; chosen without ground truth.
         labels: the labels that the attack used.
-        objective: final matching cost of every restart that reached the last stage.
+        objective: final matching cost of every restart of the stage that ``images`` come from.
         best: index of the restart that ``images`` shows.
         stages: where each stage ended.
         outcome: how the attack ended.
         seconds: wall-clock time, over all sessions.
         recovered: how the labels were found in the update; None where they were revealed.
+        kept: index of the stage that ``images`` come from, where that need not be the last one.
     """
 
     images: Float[Tensor, "batch channel height width"]
@@ -65,6 +66,7 @@ class Reconstruction:
     outcome: Outcome
     seconds: float
     recovered: RecoveredLabels | None = None
+    kept: int | None = None
 
     @property
     def steps(self) -> int:

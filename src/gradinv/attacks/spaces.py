@@ -5,7 +5,7 @@ A space is opened for one stage from what the stage before left (a :class:`Solut
 where weights are searched, its own copy of the generator's weights (Jeon et al. 2021, eq. 7).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -29,6 +29,7 @@ class Scene:
         mean: of the network's normalisation, (channel, 1, 1).
         std: of the network's normalisation, (channel, 1, 1).
         prior: the generator, if the attacker has one.
+        num_classes: of the network, for a search over labels.
     """
 
     batch_size: int
@@ -36,6 +37,7 @@ class Scene:
     mean: Float[Tensor, "channel 1 1"]
     std: Float[Tensor, "channel 1 1"]
     prior: Generator | None = None
+    num_classes: int = 1
 
     def generator(self) -> Generator:
         """Returns the prior.
@@ -59,27 +61,32 @@ class Solution:
         images: the pictures themselves, in [0, 1].
         latents: z of every image, where a generator was searched.
         weights: w of every image by parameter name, where it was searched.
+        labels: soft labels, where they were searched.
+        features: what goes into layer ``depth`` of the generator, where that was searched.
+        depth: number of the generator's layers that lie before the features.
     """
 
     images: Images
     latents: Float[Tensor, "restart batch *latent"] | None = None
     weights: dict[str, Tensor] | None = None
+    labels: Float[Tensor, "restart batch class"] | None = None
+    features: Float[Tensor, "restart batch *feature"] | None = None
+    depth: int = 0
 
     def select(self, restarts: Tensor) -> "Solution":
         """Returns the solution of the given restarts alone."""
-        return Solution(
-            self.images[restarts],
-            None if self.latents is None else self.latents[restarts],
-            None
-            if self.weights is None
-            else {name: value[restarts] for name, value in self.weights.items()},
-        )
+        chosen = {
+            name: value[restarts] for name, value in self.tensors().items() if name != "depth"
+        }
+        return replace(Solution.from_tensors(chosen), depth=self.depth)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the solution as named tensors, for a checkpoint."""
-        named = {"images": self.images}
-        if self.latents is not None:
-            named["latents"] = self.latents
+        named = {"images": self.images, "depth": torch.tensor(self.depth)}
+        for name in ("latents", "labels", "features"):
+            value = getattr(self, name)
+            if value is not None:
+                named[name] = value
         for name, value in (self.weights or {}).items():
             named[f"weights/{name}"] = value
         return named
@@ -92,7 +99,14 @@ class Solution:
             for name, value in tensors.items()
             if name.startswith("weights/")
         }
-        return cls(tensors["images"], tensors.get("latents"), weights or None)
+        return cls(
+            images=tensors["images"],
+            latents=tensors.get("latents"),
+            weights=weights or None,
+            labels=tensors.get("labels"),
+            features=tensors.get("features"),
+            depth=int(tensors.get("depth", 0)),
+        )
 
 
 class SearchSpace(nn.Module):
@@ -104,6 +118,10 @@ class SearchSpace(nn.Module):
 
     def latents(self) -> Float[Tensor, "restart batch *latent"] | None:
         """Returns the latents, where there are any."""
+        return None
+
+    def labels(self) -> Float[Tensor, "restart batch class"] | None:
+        """Returns the soft labels, where they are searched."""
         return None
 
     def project(self) -> None:
@@ -119,14 +137,29 @@ class PixelSpace(SearchSpace):
     """Images as they are, held as u with x = mean + std u (normalised pixel units).
 
     Published learning rates and total-variation weights live in these units.
+
+    Args:
+        u: starting point.
+        scene: the units.
+        box: clip to [0, 1] after every step.
+        logits: of the labels, where these are searched too.
     """
 
     mean: Float[Tensor, "channel 1 1"]
     std: Float[Tensor, "channel 1 1"]
+    logits: nn.Parameter | None
 
-    def __init__(self, u: Images, scene: Scene, *, box: bool) -> None:
+    def __init__(
+        self,
+        u: Images,
+        scene: Scene,
+        *,
+        box: bool,
+        logits: Float[Tensor, "restart batch class"] | None = None,
+    ) -> None:
         super().__init__()
         self.u = nn.Parameter(u)
+        self.register_parameter("logits", None if logits is None else nn.Parameter(logits))
         self.register_buffer("mean", scene.mean)
         self.register_buffer("std", scene.std)
         self.box = box
@@ -134,6 +167,10 @@ class PixelSpace(SearchSpace):
     def forward(self) -> Images:
         """Returns mean + std u."""
         return self.mean + self.std * self.u
+
+    def labels(self) -> Float[Tensor, "restart batch class"] | None:
+        """Returns softmax(logits)."""
+        return None if self.logits is None else self.logits.softmax(dim=2)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -144,7 +181,7 @@ class PixelSpace(SearchSpace):
     @torch.no_grad()
     def solution(self) -> Solution:
         """Returns the present point, clipped to [0, 1] in any case: it is a picture."""
-        return Solution(self().detach().clamp(0, 1))
+        return Solution(self().detach().clamp(0, 1), labels=self.labels())
 
 
 class GeneratorSpace(SearchSpace):
@@ -219,6 +256,11 @@ class Space(Protocol):
         """Whether a generator is needed."""
         ...
 
+    @property
+    def soft_labels(self) -> bool:
+        """Whether labels are searched too, so that none need be known."""
+        ...
+
     def open(
         self, scene: Scene, previous: Solution | None, restarts: int, source: torch.Generator
     ) -> SearchSpace:
@@ -232,11 +274,18 @@ class Pixels:
 
     Attributes:
         box: clip to [0, 1] after every step.
+        soft_labels: search a label for each image too, as the softmax of logits that start from
+            N(0, 1) (Zhu et al. 2019).
     """
 
     box: bool = True
-    name: str = "x"
+    soft_labels: bool = False
     needs_prior: bool = False
+
+    @property
+    def name(self) -> str:
+        """The paper's letters for what is searched."""
+        return "xy" if self.soft_labels else "x"
 
     def open(
         self, scene: Scene, previous: Solution | None, restarts: int, source: torch.Generator
@@ -247,7 +296,11 @@ class Pixels:
         else:
             shape = (restarts, scene.batch_size, *scene.image_shape)
             u = torch.randn(shape, generator=source).to(scene.mean)
-        space = PixelSpace(u, scene, box=self.box)
+        logits = None
+        if self.soft_labels:
+            shape = (u.shape[0], scene.batch_size, scene.num_classes)
+            logits = torch.randn(shape, generator=source).to(scene.mean)
+        space = PixelSpace(u, scene, box=self.box, logits=logits)
         space.project()
         return space
 
@@ -267,6 +320,7 @@ class OfGenerator:
     weights: bool = False
     pretrained: bool = True
     needs_prior: bool = True
+    soft_labels: bool = False
 
     @property
     def name(self) -> str:

@@ -251,9 +251,10 @@ def check_runnable(setup: Setup) -> None:
         GradinvError: no batch-norm layers to reveal statistics of, an update that is not finite,
             no last linear layer to read labels from, or an image that cannot be decoded.
     """
+    needed = any(attack.needs_labels for attack in setup.server.attacks.values())
     for defense in setup.config.defense:
         observation = observe_planned(setup, Cell(setup.config.attack[0], defense, 0))
-        if observation.labels is None:
+        if observation.labels is None and needed:
             recover_labels(observation, setup.model)
     for batch in setup.client.batches:
         setup.judge.decoys(batch)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from gradinv.errors import PriorError
-from gradinv.priors.generator import Generator, register
+from gradinv.priors.generator import Block, Generator, register
 
 
 def _levels(image_size: int) -> int:
@@ -93,6 +93,19 @@ class DCGAN(Generator):
             "base_channels": self.base_channels,
             "latent_dim": self.latent_shape[0],
         }
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Returns one block for each resolution: a transposed convolution, batch norm and ReLU."""
+        inner = [self.layers[start : start + 3] for start in range(0, len(self.layers) - 1, 3)]
+        last = self.layers[-1]
+
+        def first(z: Tensor) -> Tensor:
+            return inner[0](z[:, :, None, None])
+
+        def to_image(features: Tensor) -> Tensor:
+            return torch.sigmoid(last(features))
+
+        return (first, *inner[1:], to_image)
 
     def forward(
         self, z: Float[Tensor, "batch latent"]

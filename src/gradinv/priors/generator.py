@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from gradinv.errors import PriorError, did_you_mean
 from gradinv.files import load_tensors, read_json, save_tensors, write_json
 
+Block = Callable[[Tensor], Tensor]
+"""One layer of a generator: features of the layer before to its own."""
+
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "card.json"
 
 
@@ -38,6 +41,20 @@ class Generator(nn.Module):
     ) -> Float[Tensor, "batch channel height width"]:
         """Returns the images in [0, 1] that belong to the latents."""
         raise TypeError(f"{type(self).__name__} does not map {tuple(z.shape)} to images")
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Returns the successive layers whose composition is ``forward``.
+
+        The first takes latents and the last gives images; between them lie the feature spaces that
+        GIFD searches (Fang et al. 2023). Every image must depend on its own features alone.
+
+        Raises:
+            PriorError: the generator does not say what its layers are.
+        """
+        raise PriorError(
+            f"expected a generator of successive layers, got {type(self).__name__}, which names "
+            "none; define blocks(), or use an attack that does not search features: gi-z/w"
+        )
 
     def config(self) -> dict[str, Any]:
         """Returns the constructor's keyword arguments, as JSON holds them."""

@@ -14,6 +14,8 @@ _STAGE_WORDS = {
     "z": "latent code",
     "w": "generator weights",
     "zw": "code and weights",
+    "xy": "pixels and labels",
+    **{f"h{depth}": f"generator features, layer {depth}" for depth in range(1, 10)},
 }
 
 

@@ -227,6 +227,15 @@ def test_plain_can_be_asked_for(victim, observation):
     assert engine.reason is None
 
 
+def test_a_search_over_labels_takes_plain_and_says_why(victim, observation):
+    engine = engine_for(victim, observation, distance=Cosine(), soft_labels=True)
+    assert isinstance(engine, PlainDoubleBackward)
+    assert engine.reason == "labels are searched"
+    assert engine.problem.labels is None
+    with pytest.raises(AttackError, match="known labels for the exact R-operator"):
+        engine_for(victim, observation, distance=Cosine(), soft_labels=True, way="exact")
+
+
 def test_an_attack_on_a_network_without_rules_runs(batch):
     model = built(CustomFunction).float()
     with torch.no_grad():

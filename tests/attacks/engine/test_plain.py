@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -123,10 +125,52 @@ def test_statistics_that_were_not_revealed_are_asked_for(victim, observation):
 
 
 def test_labels_that_were_not_revealed_are_asked_for(victim, observation):
-    from dataclasses import replace
-
     with pytest.raises(AttackError, match="expected the labels"):
         PlainDoubleBackward(victim, replace(observation, labels=None), distance=Cosine())
+
+
+@pytest.mark.parametrize("distance", SMOOTH, ids=lambda d: type(d).__name__)
+def test_dc_dx_and_dc_dy_are_the_finite_differences_in_float64(distance, generator):
+    model, observation = double(defense="sparsify:0.5")
+    engine = PlainDoubleBackward(model, observation, distance=distance, soft_labels=True)
+    images = torch.rand((1, 2, 1, 8, 8), generator=generator, dtype=torch.float64)
+    soft = torch.rand((1, 2, 4), generator=generator, dtype=torch.float64).softmax(2)
+    at = engine.evaluate(images, soft)
+    assert at.label_gradient is not None
+    step = 1e-5
+    for _ in range(3):
+        dx, dy = (
+            torch.randn(point.shape, generator=generator, dtype=torch.float64)
+            for point in (images, soft)
+        )
+        ahead = engine.evaluate(images + step * dx, soft + step * dy).cost
+        behind = engine.evaluate(images - step * dx, soft - step * dy).cost
+        along = (at.gradient * dx).sum() + (at.label_gradient * dy).sum()
+        assert along.item() == pytest.approx(((ahead - behind) / (2 * step)).item(), rel=1e-6)
+
+
+def test_soft_labels_that_are_certain_cost_what_known_labels_cost(victim, observation, generator):
+    images = torch.rand((3, 2, 1, 8, 8), generator=generator)
+    known = PlainDoubleBackward(victim, observation, distance=Cosine())
+    given = PlainDoubleBackward(
+        victim, replace(observation, labels=None), distance=Cosine(), soft_labels=True
+    )
+    certain = torch.eye(4)[observation.labels].expand(3, 2, 4)
+    expected, found = known.evaluate(images), given.evaluate(images, certain)
+    assert torch.allclose(found.cost, expected.cost, atol=1e-6)
+    assert torch.allclose(found.gradient, expected.gradient, atol=1e-6)
+    assert expected.label_gradient is None
+    assert torch.allclose(given.matching(images, certain), known.matching(images), atol=1e-6)
+
+
+def test_labels_come_from_one_place(victim, observation):
+    images, soft = torch.rand((1, 2, 1, 8, 8)), torch.full((1, 2, 4), 0.25)
+    known = PlainDoubleBackward(victim, observation, distance=Cosine())
+    given = PlainDoubleBackward(victim, observation, distance=Cosine(), soft_labels=True)
+    with pytest.raises(AttackError, match="with every call, got both"):
+        known.evaluate(images, soft)
+    with pytest.raises(AttackError, match="with every call, got neither"):
+        given.evaluate(images)
 
 
 def test_pixel_units_come_from_the_networks_own_normalisation(victim):

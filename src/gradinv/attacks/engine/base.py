@@ -31,11 +31,13 @@ class Evaluated:
         cost: matching plus the regularisers on images and statistics.
         matching: the gradient distance alone.
         gradient: dc/dx of ``cost``.
+        label_gradient: dc/dy of ``cost``, where soft labels y were given.
     """
 
     cost: Float[Tensor, " restart"]
     matching: Float[Tensor, " restart"]
     gradient: Float[Tensor, "restart batch channel height width"]
+    label_gradient: Float[Tensor, "restart batch class"] | None = None
 
 
 @runtime_checkable
@@ -84,7 +86,7 @@ class Problem:
 
     Attributes:
         model: f_theta in the observation's mode.
-        labels: classes of the batch.
+        labels: classes of the batch; None where soft labels come with every call.
         distance: d.
         target: what the trial gradient is compared with.
         image_terms: regularisers on normalised images.
@@ -95,7 +97,7 @@ class Problem:
     """
 
     model: nn.Module
-    labels: Int[Tensor, " batch"]
+    labels: Int[Tensor, " batch"] | None
     distance: Distance
     target: Target
     image_terms: tuple[ImageRegularizer, ...]
@@ -113,20 +115,23 @@ class Problem:
         distance: Distance,
         regularizers: Sequence[Regularizer],
         target: Target | None,
+        soft_labels: bool = False,
     ) -> "Problem":
         """Returns the problem that an observation poses.
 
         Args:
             model: f_theta in the observation's mode.
-            observation: g and what is known beside it; labels must be known.
+            observation: g and what is known beside it; labels must be known, or soft ones given.
             distance: d.
             regularizers: those on images and on batch-norm statistics are used here.
             target: what to compare with; the observation's gradient when None.
+            soft_labels: every call brings one distribution over the classes for each image, and
+                the observation's labels are not looked at (Zhu et al. 2019).
 
         Raises:
             AttackError: the labels, or statistics that a regulariser needs, were not revealed.
         """
-        if observation.labels is None:
+        if observation.labels is None and not soft_labels:
             raise AttackError(
                 "expected the labels of the batch in the update, got none; "
                 "observe with the labels revealed"
@@ -142,7 +147,7 @@ class Problem:
         mean, std = pixel_units(model, observation.image_shape, like)
         return cls(
             model=model,
-            labels=observation.labels,
+            labels=None if soft_labels else observation.labels,
             distance=distance,
             target=target,
             image_terms=tuple(t for t in regularizers if isinstance(t, TotalVariation | ImageNorm)),

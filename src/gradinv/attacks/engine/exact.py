@@ -55,6 +55,7 @@ class ExactROperator:
         tape: list[Saved] = []
         logits = self.program.forward(run, tape, channels_last(images.flatten(0, 1)))
         probabilities = torch.softmax(logits, 1)
+        assert self.problem.labels is not None  # the factory sees to it
         labels = self.problem.labels.repeat(run.restarts)
         # Cross entropy, averaged over the batch of each restart.
         gy = probabilities - functional.one_hot(labels, logits.shape[1])

@@ -26,6 +26,7 @@ def engine_for(
     regularizers: Sequence[Regularizer] = (),
     target: Target | None = None,
     way: str = "auto",
+    soft_labels: bool = False,
 ) -> Engine:
     """Returns the fastest exact engine that knows every operation of the network.
 
@@ -38,6 +39,7 @@ def engine_for(
         way: "plain" is double backward by autograd, for any network; "exact" is the R-operator;
             "auto" is the R-operator where every operation has a rule, and plain otherwise: the
             engine's ``reason`` then names the operation that had none.
+        soft_labels: labels are searched and come with every call; only plain differentiates them.
 
     Raises:
         AttackError: labels or statistics were not revealed, or a way is asked for that does not
@@ -49,12 +51,23 @@ def engine_for(
             f"expected a way to compute the gradient, got {way!r}; {did_you_mean(way, WAYS)}"
         )
     settings = {"distance": distance, "regularizers": regularizers, "target": target}
-    if way == "plain":
-        return PlainDoubleBackward(model, observation, **settings)
+    if soft_labels and way == "exact":
+        raise AttackError(
+            "expected known labels for the exact R-operator, which does not differentiate them, "
+            "got a search over labels; use way='auto' or 'plain'"
+        )
+    if way == "plain" or soft_labels:
+        return PlainDoubleBackward(
+            model,
+            observation,
+            **settings,
+            reason="labels are searched" if soft_labels else None,
+            soft_labels=soft_labels,
+        )
     problem = Problem.of(model, observation, **settings)
     try:
         engine = ExactROperator(problem, trace(model, frozenset(problem.target.gradient)))
-        shape = (len(problem.labels), *observation.image_shape)
+        shape = (observation.batch_size, *observation.image_shape)
         _check_first_order(engine, model, shape, problem)
     except UnsupportedError as missing:
         if way != "auto":
@@ -78,6 +91,7 @@ def _check_first_order(
     Raises:
         UnsupportedError: they differ, or the network has an autograd function of its own.
     """
+    assert problem.labels is not None
     like = next(iter(problem.target.gradient.values()))
     source = torch.Generator().manual_seed(0)
     images = torch.rand(shape, generator=source).to(like)

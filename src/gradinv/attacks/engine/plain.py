@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gradinv.attacks.engine.base import Evaluated, Problem
 from gradinv.attacks.objectives import Distance, Regularizer, Target
+from gradinv.errors import AttackError
 from gradinv.federated.client import loss_gradient
 from gradinv.federated.observation import Observation
 from gradinv.models.batchnorm import record_batch_statistics
@@ -21,11 +22,13 @@ class PlainDoubleBackward:
 
     Args:
         model: f_theta in the observation's mode.
-        observation: g and what is known beside it; labels must be known.
+        observation: g and what is known beside it; labels must be known unless ``soft_labels``.
         distance: d.
         regularizers: those on images and on batch-norm statistics are used here.
         target: what to compare with; the observation's gradient when None.
         reason: why this way was taken in place of a faster one.
+        soft_labels: every call brings one distribution over the classes for each image, and the
+            observation's labels are not looked at (Zhu et al. 2019).
     """
 
     way = "plain"
@@ -39,22 +42,30 @@ class PlainDoubleBackward:
         regularizers: Sequence[Regularizer] = (),
         target: Target | None = None,
         reason: str | None = None,
+        soft_labels: bool = False,
     ) -> None:
         self.problem = Problem.of(
-            model, observation, distance=distance, regularizers=regularizers, target=target
+            model,
+            observation,
+            distance=distance,
+            regularizers=regularizers,
+            target=target,
+            soft_labels=soft_labels,
         )
         self.target = self.problem.target
         self.reason = reason
 
     def _cost(
-        self, images: Float[Tensor, "batch channel height width"], *, create_graph: bool
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        labels: Int[Tensor, " batch"] | Float[Tensor, "batch class"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Returns cost and matching cost of one batch."""
+        """Returns cost and matching cost of one batch, with their graph."""
         problem = self.problem
         with_statistics = bool(problem.statistics_terms)
         recorder = record_batch_statistics(problem.model) if with_statistics else nullcontext()
         with recorder as recorded:
-            trial = loss_gradient(problem.model, images, problem.labels, create_graph=create_graph)
+            trial = loss_gradient(problem.model, images, labels, create_graph=True)
         matching = problem.distance(trial, self.target)
         cost = matching
         for term in problem.statistics_terms:
@@ -64,26 +75,50 @@ class PlainDoubleBackward:
             cost = cost + problem.image_penalty(images)
         return cost, matching
 
-    def evaluate(self, images: Float[Tensor, "restart batch channel height width"]) -> Evaluated:
-        """Returns cost, matching cost and dc/dx of every restart."""
+    def _labels(
+        self, soft: Float[Tensor, "restart batch class"] | None, restarts: int
+    ) -> Sequence[Tensor]:
+        """Returns the labels of every restart: those given, or the known ones."""
+        known = self.problem.labels
+        if (soft is None) == (known is None):
+            raise AttackError(
+                "expected labels either in the update or with every call, got "
+                f"{'neither' if soft is None else 'both'}; open the engine with soft_labels "
+                "exactly when the search moves them"
+            )
+        if soft is not None:
+            return soft.detach().unbind()
+        assert known is not None
+        return [known] * restarts
+
+    def evaluate(
+        self,
+        images: Float[Tensor, "restart batch channel height width"],
+        labels: Float[Tensor, "restart batch class"] | None = None,
+    ) -> Evaluated:
+        """Returns cost, matching cost and dc/dx of every restart; dc/dy too with soft labels."""
         costs, matchings, gradients = [], [], []
-        for batch in images.detach():
-            x = batch.requires_grad_()
+        for batch, y in zip(images.detach(), self._labels(labels, len(images)), strict=True):
+            searched = [batch.requires_grad_()]
+            if labels is not None:
+                searched.append(y.requires_grad_())
             with torch.enable_grad():
-                cost, matching = self._cost(x, create_graph=True)
-            (gradient,) = torch.autograd.grad(cost, x)
+                cost, matching = self._cost(batch, y)
             costs.append(cost.detach())
             matchings.append(matching.detach())
-            gradients.append(gradient)
-        return Evaluated(torch.stack(costs), torch.stack(matchings), torch.stack(gradients))
+            gradients.append(torch.autograd.grad(cost, searched))
+        with_respect_to = [torch.stack(each) for each in zip(*gradients, strict=True)]
+        return Evaluated(torch.stack(costs), torch.stack(matchings), *with_respect_to)
 
     def matching(
-        self, images: Float[Tensor, "restart batch channel height width"]
+        self,
+        images: Float[Tensor, "restart batch channel height width"],
+        labels: Float[Tensor, "restart batch class"] | None = None,
     ) -> Float[Tensor, " restart"]:
         """Returns the matching cost alone; infinity where it is not finite."""
-        model, labels, distance = self.problem.model, self.problem.labels, self.problem.distance
+        model, distance = self.problem.model, self.problem.distance
         values = [
-            distance(loss_gradient(model, batch, labels), self.target).detach()
-            for batch in images.detach()
+            distance(loss_gradient(model, batch, y), self.target).detach()
+            for batch, y in zip(images.detach(), self._labels(labels, len(images)), strict=True)
         ]
         return torch.nan_to_num(torch.stack(values), nan=torch.inf, posinf=torch.inf)
