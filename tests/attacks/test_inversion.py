@@ -201,7 +201,9 @@ def test_the_restart_returned_has_the_least_matching_cost_of_its_pictures(
 
     found = invert(observation, victim, replace(short("gi-z"), restarts=5), prior=prior, seed=0)
     engine = PlainDoubleBackward(victim, observation, distance=Cosine())
-    assert engine.matching(found.images[None])[0] == found.objective.min()
+    cost = engine.matching(found.images[None])[0].item()
+    assert cost == pytest.approx(found.objective.min().item(), rel=1e-4)
+    assert all(cost < other * (1 + 1e-4) for other in found.objective.tolist())
 
 
 def test_gifd_returns_the_layer_of_least_matching_cost(victim, observation):
@@ -239,7 +241,7 @@ def test_ggl_never_differentiates(victim, observation, prior, monkeypatch):
 
 def test_keeping_one_restart_hands_on_the_best(victim, observation, prior):
     found = invert(observation, victim, short("gi-z/w"), prior=prior, seed=0)
-    assert found.stages[0].cost.shape[1] == 3
+    assert found.stages[0].cost.shape[1] == preset("gi-z/w").restarts
     assert found.stages[1].cost.shape[1] == 1
 
 
