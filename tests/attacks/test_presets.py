@@ -27,6 +27,7 @@ NAMES = [
     "gi-w/z",
     "ggl",
     "gifd",
+    "standard",
 ]
 
 
@@ -37,7 +38,7 @@ def test_the_names_of_the_contract_are_there():
 
 def test_who_needs_what():
     assert {name for name in NAMES if not PRESETS[name].needs_prior} == {
-        "dlg", "idlg", "gi-x", "gi-x-unsigned", "gi-x+bn",
+        "dlg", "idlg", "gi-x", "gi-x-unsigned", "gi-x+bn", "standard",
     }  # fmt: skip
     assert [name for name in NAMES if not PRESETS[name].needs_labels] == ["dlg"]
     assert {name for name in NAMES if PRESETS[name].needs_bn} == {"gi-x+bn", "gi-z/w+bn"}

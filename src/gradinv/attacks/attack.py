@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from gradinv.attacks.consensus import GroupConsistency
 from gradinv.attacks.objectives import (
     BatchNormMatching,
@@ -17,6 +19,11 @@ from gradinv.attacks.optimizers import Adam, Optimizer
 from gradinv.attacks.schedules import Constant, Schedule, StepDecay
 from gradinv.attacks.spaces import Space
 from gradinv.errors import ConfigError
+from gradinv.federated.observation import Observation
+from gradinv.priors.generator import Generator
+
+FEATURE_STEP = 0.4
+"""Cost of a step on features over one on gradients: 3 of 8 forward passes, and the generator."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Stage:
         schedule: its learning rate over the stage.
         regularizers: added to the gradient distance.
         keep: restarts that go on to the next stage, by matching cost; all when None.
+        features: match the features that the last layer gives away, not the gradient (*ours*).
     """
 
     space: Space
@@ -38,6 +46,7 @@ class Stage:
     schedule: Schedule = StepDecay()  # noqa: RUF009 - a frozen value
     regularizers: tuple[Regularizer, ...] = ()
     keep: int | None = None
+    features: bool = False
 
     def __post_init__(self) -> None:
         kind = type(self.optimizer).__name__
@@ -63,6 +72,11 @@ class Stage:
                 f"expected Adam for group consistency, which is of all restarts together, got "
                 f"{kind}, which asks for the cost of some; leave the term out, or step with Adam"
             )
+
+    @property
+    def work(self) -> float:
+        """What the stage costs, in steps on gradients; restarts not counted."""
+        return self.steps * (FEATURE_STEP if self.features else 1.0)
 
 
 @dataclass(frozen=True)
@@ -108,9 +122,33 @@ class Attack:
         return not all(stage.space.soft_labels for stage in self.stages)
 
     @property
+    def needs_features(self) -> bool:
+        """Whether some stage matches features."""
+        return any(stage.features for stage in self.stages)
+
+    @property
+    def total_work(self) -> float:
+        """Work over all stages, in steps on gradients."""
+        return sum(stage.work for stage in self.stages)
+
+    @property
     def total_steps(self) -> int:
         """Steps over all stages; a step of all restarts counts once."""
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def uses_prior(self) -> bool:
+        """Whether a prior that is at hand is made use of."""
+        return self.needs_prior
+
+    def resolved(
+        self,
+        observation: Observation,  # noqa: ARG002 - what standard looks at
+        model: nn.Module,  # noqa: ARG002
+        prior: Generator | None,  # noqa: ARG002
+    ) -> "Attack":
+        """Returns what is run against an update: itself, unless it chooses by what it sees."""
+        return self
 
     def scaled(self, factor: float) -> "Attack":
         """Returns the attack with every stage's steps multiplied, at least 1 each.

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from gradinv.attacks.engine import engine_for, pixel_units
 from gradinv.attacks.labels import recover_labels
 from gradinv.attacks.lbfgs import LBFGS
 from gradinv.attacks.objectives import Target
+from gradinv.attacks.penultimate import Clues, FeatureEngine
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
 from gradinv.attacks.spaces import Scene, Solution
 from gradinv.errors import AttackError, ConfigError, PriorError
@@ -80,6 +82,7 @@ def invert(
     if observation.labels is None and attack.needs_labels:
         recovered = recover_labels(observation, model)
         observation = replace(observation, labels=recovered.labels)
+    attack = attack.resolved(observation, model, prior)
     search = Search(observation, model, attack, prior=prior, seed=seed, seconds=seconds)
     if resume is not None:
         search.resume(resume)
@@ -106,12 +109,15 @@ class Search:
         self.attack = attack
         self.seconds = seconds
         _require_steady(model, attack)
-        self.scene = _scene(self.observation, model, attack, prior)
+        clues = Clues.of(self.observation, model) if attack.needs_features else None
+        self.scene = _scene(self.observation, model, attack, prior, clues)
         target = Target(dict(self.observation.gradient), self.observation.sparsity_mask)
         if attack.tensors is not None:
             target = target.largest(attack.tensors)
         self.engines = [
-            engine_for(
+            FeatureEngine(model, self.observation, clues, stage.regularizers)
+            if stage.features and clues is not None
+            else engine_for(
                 model,
                 self.observation,
                 distance=attack.distance,
@@ -154,7 +160,7 @@ class Search:
         """Returns the seconds that the present stage may take."""
         if self.seconds is None:
             return None
-        return self.seconds * self.stage.steps / self.attack.total_steps
+        return self.seconds * self.stage.work / self.attack.total_work
 
     def _progress(self) -> float:
         share = self._share()
@@ -240,7 +246,7 @@ class Search:
     def _report(self) -> Progress:
         stages = self.attack.stages
         total = self.attack.total_steps
-        before = sum(stage.steps for stage in stages[: len(self.results)])
+        before = sum(stage.work for stage in stages[: len(self.results)])
         within = min(1.0, self._progress())
         return Progress(
             stage=len(self.results),
@@ -250,7 +256,7 @@ class Search:
             steps=total,
             cost=self.costs[-1],
             seconds=sum(result.seconds for result in self.results) + self.stage_seconds,
-            fraction=(before + within * self.stage.steps) / total,
+            fraction=(before + within * self.stage.work) / self.attack.total_work,
             checkpoint=self.checkpoint,
         )
 
@@ -330,7 +336,11 @@ class Search:
 
 
 def _scene(
-    observation: Observation, model: nn.Module, attack: Attack, prior: Generator | None
+    observation: Observation,
+    model: nn.Module,
+    attack: Attack,
+    prior: Generator | None,
+    clues: Clues | None,
 ) -> Scene:
     weight = next(model.parameters())
     mean, std = pixel_units(model, observation.image_shape, weight.detach())
@@ -344,7 +354,13 @@ def _scene(
             raise PriorError("expected the prior in eval mode, got train mode; call prior.eval()")
         prior = prior.to(weight.device)
     scene = Scene(
-        observation.batch_size, observation.image_shape, mean, std, prior, observation.num_classes
+        observation.batch_size,
+        observation.image_shape,
+        mean,
+        std,
+        prior,
+        observation.num_classes,
+        None if clues is None else partial(clues.fits, model),
     )
     if attack.needs_prior:
         scene.generator()

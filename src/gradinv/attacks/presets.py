@@ -20,6 +20,7 @@ from gradinv.attacks.objectives import (
 )
 from gradinv.attacks.schedules import Constant, StepDecay
 from gradinv.attacks.spaces import OfGenerator, Pixels
+from gradinv.attacks.standard import Standard
 from gradinv.errors import AttackError, ConfigError, did_you_mean
 
 Z = OfGenerator(latents=True)
@@ -136,7 +137,9 @@ _ATTACKS = (
     ),
 )
 
-PRESETS: dict[str, Attack] = {attack.name: attack for attack in _ATTACKS}
+_STANDARD = Standard("standard", restarts=4, reference="gradinv: standard-1")
+
+PRESETS: dict[str, Attack] = {attack.name: attack for attack in (*_ATTACKS, _STANDARD)}
 
 
 def _with_restarts(attack: Attack, values: Sequence[float]) -> Attack:
@@ -172,6 +175,11 @@ def preset(spec: str) -> Attack:
             f"expected the name of an attack, got '{name}'; " + did_you_mean(name, PRESETS)
         )
     attack = PRESETS[name]
+    if settings and isinstance(attack, Standard):
+        raise ConfigError(
+            f"expected '{name}' without settings, got '{spec}'; it has none, so that its results "
+            "can be compared: take another attack to try settings"
+        )
     for setting in settings:
         key, _, values = setting.partition("=")
         try:

@@ -5,6 +5,7 @@ A space is opened for one stage from what the stage before left (a :class:`Solut
 where weights are searched, its own copy of the generator's weights (Jeon et al. 2021, eq. 7).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +16,8 @@ from torch.func import functional_call, vmap
 
 from gradinv.errors import AttackError
 from gradinv.priors.generator import Generator
+
+_CULL_CHUNK = 64  # samples rendered at once
 
 Images = Float[Tensor, "restart batch channel height width"]
 
@@ -30,6 +33,8 @@ class Scene:
         std: of the network's normalisation, (channel, 1, 1).
         prior: the generator, if the attacker has one.
         num_classes: of the network, for a search over labels.
+        fits: images -> how well each one's features fit each image of the batch, (batch, image);
+            None where the update does not tell or nobody asks.
     """
 
     batch_size: int
@@ -38,6 +43,7 @@ class Scene:
     std: Float[Tensor, "channel 1 1"]
     prior: Generator | None = None
     num_classes: int = 1
+    fits: Callable[[Tensor], Tensor] | None = None
 
     def generator(self) -> Generator:
         """Returns the prior.
@@ -314,11 +320,14 @@ class OfGenerator:
         weights: search w, one copy for every image (Jeon et al. 2021, eq. 7).
         pretrained: start w from the prior's weights; otherwise from fresh random weights of the
             same architecture, so that only its structure is the prior (Ulyanov et al. 2018).
+        culled: start z from the best of that many samples, judged image by image by their features
+            (*ours*); from single samples when 0.
     """
 
     latents: bool = False
     weights: bool = False
     pretrained: bool = True
+    culled: int = 0
     needs_prior: bool = True
     soft_labels: bool = False
 
@@ -334,7 +343,9 @@ class OfGenerator:
         generator = scene.generator()
         latents = None if previous is None else previous.latents
         weights = None if previous is None else previous.weights
-        if latents is None:
+        if latents is None and self.culled:
+            latents = _cull(scene, self.culled, restarts, source)
+        elif latents is None:
             drawn = generator.sample_latents(restarts * scene.batch_size, source)
             latents = drawn.unflatten(0, (restarts, scene.batch_size))
         if not self.pretrained:
@@ -348,3 +359,24 @@ class OfGenerator:
         return GeneratorSpace(
             generator, latents, weights, search_latents=self.latents, search_weights=self.weights
         )
+
+
+@torch.no_grad()
+def _cull(
+    scene: Scene, samples: int, restarts: int, source: torch.Generator
+) -> Float[Tensor, "restart batch *latent"]:
+    """Returns, for restart r and every image, the sample whose features fit it r-th best.
+
+    Images of one label share one clue; each of them gets samples of its own.
+    """
+    assert scene.fits is not None
+    generator = scene.generator()
+    latents = generator.sample_latents(samples, source).to(scene.mean)
+    images = torch.cat([generator(chunk) for chunk in latents.split(_CULL_CHUNK)])
+    order = scene.fits(images).argsort(dim=1, descending=True)
+    rank = torch.arange(restarts, device=order.device)
+    chosen = []
+    for number, own in enumerate(order):
+        twins = sum(torch.equal(own, other) for other in order[:number])
+        chosen.append(own[(twins * restarts + rank) % samples])
+    return latents[torch.stack(chosen, dim=1)]

@@ -207,11 +207,11 @@ class Watch:
             )
 
 
-def stage_work(attack: Attack) -> list[int]:
-    """Returns the gradients that each stage computes: its steps times the restarts in it."""
+def stage_work(attack: Attack) -> list[float]:
+    """Returns the work of each stage, in steps on gradients of one restart."""
     restarts, work = attack.restarts, []
     for stage in attack.stages:
-        work.append(stage.steps * restarts)
+        work.append(stage.work * restarts)
         restarts = min(restarts, stage.keep or restarts)
     return work
 
@@ -221,10 +221,12 @@ def work_done(attack: Attack, progress: Progress) -> float:
 
     Steps are no measure of it: an early stage has more restarts, and its steps take longer.
     """
+    if progress.stages != len(attack.stages):  # standard: it chose its stages by the update
+        return progress.fraction
     work = stage_work(attack)
-    steps = [stage.steps for stage in attack.stages]
-    within = progress.fraction * sum(steps) - sum(steps[: progress.stage])
-    within = min(1.0, max(0.0, within / steps[progress.stage]))
+    own = [stage.work for stage in attack.stages]
+    within = progress.fraction * sum(own) - sum(own[: progress.stage])
+    within = min(1.0, max(0.0, within / own[progress.stage]))
     return (sum(work[: progress.stage]) + within * work[progress.stage]) / sum(work)
 
 

@@ -250,7 +250,7 @@ def prepare(config: AuditConfig) -> Setup:
         require_bn(name, attack, known=config.reveal_bn != "none")
     device = resolve_device(config.device)
     client, model = prepare_client(config)
-    wanted = config.data is None and any(attack.needs_prior for attack in attacks.values())
+    wanted = config.data is None and any(attack.uses_prior for attack in attacks.values())
     prior = load_prior(config.prior, device=device, embedded=wanted)
     for name, attack in attacks.items():
         require_prior(name, attack, prior)
