@@ -1,14 +1,17 @@
 """The server's side: what an update gives away."""
 
+from gradinv.attacks.analytic import AnalyticAttack
 from gradinv.attacks.attack import Adam, Attack, Stage
 from gradinv.attacks.inversion import invert
 from gradinv.attacks.labels import LabelMethod, RecoveredLabels, recover_labels
 from gradinv.attacks.presets import PRESETS, preset
+from gradinv.attacks.ranks import rank_analysis
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
 
 __all__ = [
     "PRESETS",
     "Adam",
+    "AnalyticAttack",
     "Attack",
     "Checkpoint",
     "LabelMethod",
@@ -20,5 +23,6 @@ __all__ = [
     "StageResult",
     "invert",
     "preset",
+    "rank_analysis",
     "recover_labels",
 ]

@@ -14,10 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gradinv.attacks.analytic import AnalyticAttack, SystemEngine
 from gradinv.attacks.attack import Attack, Stage
 from gradinv.attacks.engine import engine_for, pixel_units
 from gradinv.attacks.labels import recover_labels
 from gradinv.attacks.objectives import LatentNorm, Target
+from gradinv.attacks.peeling import Peeled, peel
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
 from gradinv.attacks.spaces import Scene, SearchSpace, Solution
 from gradinv.errors import AttackError, ConfigError, PriorError
@@ -76,12 +78,30 @@ def invert(
     if observation.labels is None:
         recovered = recover_labels(observation, model)
         observation = replace(observation, labels=recovered.labels)
-    search = Search(observation, model, attack, prior=prior, seed=seed, seconds=seconds)
+    peeled = None
+    if isinstance(attack, AnalyticAttack):
+        _require_whole(resume, attack)
+        peeled = peel(observation, model, name=attack.name)
+        if not attack.stages:
+            assert observation.labels is not None
+            return replace(peeled.reconstruction(observation.labels), recovered=recovered)
+    search = Search(
+        observation, model, attack, prior=prior, seed=seed, seconds=seconds, peeled=peeled
+    )
     if resume is not None:
         search.resume(resume)
     while not search.done:
         search.run_stage(callback)
     return replace(search.reconstruction(), recovered=recovered)
+
+
+def _require_whole(resume: Checkpoint | None, attack: Attack) -> None:
+    """Checks that a closed form, which has no steps to go on from, is not asked to resume."""
+    if resume is not None and not attack.stages:
+        raise AttackError(
+            f"expected no checkpoint for {attack.name}, which is solved at once, got one; "
+            "start anew without it"
+        )
 
 
 class Search:
@@ -96,6 +116,7 @@ class Search:
         prior: Generator | None,
         seed: int,
         seconds: float | None,
+        peeled: Peeled | None = None,
     ) -> None:
         weight = next(model.parameters())
         self.observation = observation.to(weight.device, weight.dtype)
@@ -105,6 +126,7 @@ class Search:
         target = Target(dict(self.observation.gradient), self.observation.sparsity_mask)
         if attack.tensors is not None:
             target = target.largest(attack.tensors)
+        self.peeled = peeled
         self.engines = [
             engine_for(
                 model,
@@ -113,6 +135,8 @@ class Search:
                 regularizers=stage.regularizers,
                 target=target,
             )
+            if peeled is None
+            else SystemEngine(peeled, (self.scene.mean, self.scene.std), stage.regularizers)
             for stage in attack.stages
         ]
         self.source = torch.Generator().manual_seed(seed)
@@ -236,14 +260,15 @@ class Search:
         else:
             outcome = Outcome.SOME_NON_FINITE if self.dropped else Outcome.COMPLETED
         assert self.observation.labels is not None
+        closed = () if self.peeled is None else (self.peeled.stage(),)
         return Reconstruction(
             images=self.results[-1].images,
             labels=self.observation.labels,
             objective=self.objective,
             best=best,
-            stages=tuple(self.results),
+            stages=(*closed, *self.results),
             outcome=outcome,
-            seconds=sum(result.seconds for result in self.results),
+            seconds=sum(result.seconds for result in (*closed, *self.results)),
         )
 
     def _report(self) -> Progress:

@@ -4,6 +4,7 @@ Steps are for two processor cores; docs/methods.md gives the papers' own. The be
 on network, defence and data: ``preset("gi-x:tv=0.03")`` sets another.
 """
 
+from gradinv.attacks.analytic import AnalyticAttack
 from gradinv.attacks.attack import Adam, Attack, Stage
 from gradinv.attacks.objectives import BatchNormMatching, ImageNorm, TotalVariation
 from gradinv.attacks.schedules import StepDecay
@@ -34,6 +35,7 @@ def _w(steps: int, tv: float, *, keep: int | None = None) -> Stage:
 _GEIPING = "Geiping et al. 2020, Inverting Gradients"
 _YIN = "Yin et al. 2021, See through Gradients"
 _JEON = "Jeon et al. 2021, Gradient Inversion with Generative Image Prior"
+_ZHU = "Zhu and Blaschko 2021, R-GAP"
 _BN = BatchNormMatching(0.1)
 
 _ATTACKS = (
@@ -92,6 +94,13 @@ _ATTACKS = (
         "gi-w/z",
         (_w(600, 1e-3), _z(400, 1e-4)),
         reference=f"{_JEON}, section 5.1",
+    ),
+    AnalyticAttack("r-gap", (), reference=_ZHU),
+    AnalyticAttack(
+        "r-gap+prior",
+        (_z(400, 0.0, keep=1), _w(600, 0.0)),
+        restarts=4,
+        reference=f"{_ZHU}; with a generator: {_JEON}",
     ),
 )
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradinv.errors import ModelError, did_you_mean
 from gradinv.models.convnet import ConvNet
+from gradinv.models.leakynet import LeakyNet
 from gradinv.models.resnet import ResNet18
 
 # The largest image that gets the stride-1 stem: the paper uses it at 32 and 64 pixels.
@@ -21,6 +22,10 @@ _LARGEST_CIFAR_STEM = 64
 
 def _convnet(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
     return ConvNet(num_classes, channels, image_size)
+
+
+def _leakynet(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    return LeakyNet(num_classes, channels, image_size)
 
 
 def _resnet18(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
@@ -35,6 +40,7 @@ def _resnet18_imagenet(*, num_classes: int, channels: int, image_size: int) -> n
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet": _convnet,
+    "leakynet": _leakynet,
     "resnet18": _resnet18,
     "resnet18-imagenet": _resnet18_imagenet,
 }

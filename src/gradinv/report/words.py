@@ -14,6 +14,7 @@ _STAGE_WORDS = {
     "z": "latent code",
     "w": "generator weights",
     "zw": "code and weights",
+    "layers": "closed form, layer by layer",
 }
 
 
