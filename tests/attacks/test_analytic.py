@@ -132,9 +132,11 @@ def test_equations_are_those_of_the_network():
     observed = update(model, batch)
     link = next(link for link in chain_of(model, (3, SIDE, SIDE)) if link.name == "blocks.conv2")
     assert isinstance(link.layer, nn.Conv2d)
-    entering = model.get_submodule("blocks")[:2](model.get_submodule("normalize")(batch.images))
+    entering = batch.images
+    for name in ("normalize", "blocks.conv1", "blocks.leaky1"):
+        entering = model.get_submodule(name)(entering)
     leaving = link.layer(entering.detach()).requires_grad_()
-    rest = model.get_submodule("head")(model.get_submodule("blocks")[3](leaving).flatten(1))
+    rest = model.get_submodule("head")(model.get_submodule("blocks.leaky2")(leaving).flatten(1))
     (slope,) = torch.autograd.grad(nn.functional.cross_entropy(rest, batch.labels), leaving)
     system = system_of(link, leaving[0].detach(), slope[0], dict(observed.gradient))
     error = system.matrix @ entering[0].detach().flatten() - system.right

@@ -25,8 +25,8 @@ def test_it_neither_pools_nor_forgets():
 
 def test_the_first_layer_has_an_output_for_every_pixel():
     for channels in (1, 3):
-        blocks = LeakyNet(7, channels).get_submodule("blocks")
-        first = blocks[0](torch.zeros(1, channels, 32, 32))
+        layer = LeakyNet(7, channels).get_submodule("blocks.conv1")
+        first = layer(torch.zeros(1, channels, 32, 32))
         assert first.numel() == channels * 32 * 32
 
 
