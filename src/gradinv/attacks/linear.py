@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.grad import conv2d_input
 
 from gradinv.attacks.chain import Link
 
@@ -124,14 +123,7 @@ def system_of(
     for rows, values in ((upper, (leaving - offset).flatten()), (lower, right)):
         scale = rows.square().sum(dim=1).mean().sqrt().clamp_min(torch.finfo(rows.dtype).tiny)
         blocks.append((rows / scale, values / scale))
-    before = conv2d_input(
-        (1, *link.entering),
-        weight,
-        slope.reshape(1, *leaving.shape),
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-    )[0]
+    before = (upper.T @ slope.flatten()).reshape(link.entering)  # W^T k
     return System(
         torch.cat([rows for rows, _ in blocks]),
         torch.cat([values for _, values in blocks]),
