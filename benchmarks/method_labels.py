@@ -72,28 +72,29 @@ def _case(
     bias: bool = True,
     trained: tuple[int, dict[str, torch.Tensor]] | None = None,
 ) -> list[dict[str, Any]]:
-    methods = [LabelMethod.COUNTS] + (
-        [LabelMethod.COLUMN_MINIMUM] if defense == "none" and bias else []
-    )
+    methods = [LabelMethod.COUNTS]
+    if model == "convnet" and defense == "none" and bias:
+        methods.append(LabelMethod.COLUMN_MINIMUM)
     accuracy: dict[LabelMethod, list[float]] = {method: [] for method in methods}
     source = torch.Generator().manual_seed(options.seed)
-    for number in range(options.batches):
-        if number % PER_NETWORK == 0:
-            net = _network(model, images.num_classes, seed=options.seed + number, bias=bias)
-            if trained is not None:
-                net.load_state_dict(trained[1])
-            net.train(mode == "train")
-        observation = observe(
-            net,
-            batch := _with_repeats(images, source),
-            protocol=FedSGD(mode="train" if mode == "train" else "eval"),
-            defenses=parse_defense(defense),
-            reveal=Reveal(labels=False),
-            generator=source,
-        )
-        for method in methods:
-            found = recover_labels(observation, net, method=method)
-            accuracy[method].append(label_accuracy(found.labels, batch))
+    for first in range(0, options.batches, PER_NETWORK):
+        net = _network(model, images.num_classes, seed=options.seed + first, bias=bias)
+        if trained is not None:
+            net.load_state_dict(trained[1])
+        net.train(mode == "train")
+        for _ in range(min(PER_NETWORK, options.batches - first)):
+            batch = _with_repeats(images, source)
+            observation = observe(
+                net,
+                batch,
+                protocol=FedSGD(mode="train" if mode == "train" else "eval"),
+                defenses=parse_defense(defense),
+                reveal=Reveal(labels=False),
+                generator=source,
+            )
+            for method in methods:
+                found = recover_labels(observation, net, method=method)
+                accuracy[method].append(label_accuracy(found.labels, batch))
     rows = [
         {
             "method": method.value,
