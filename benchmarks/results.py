@@ -7,6 +7,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +22,21 @@ RESULTS = ROOT / "results"
 SCHEMA = 1
 
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a file of results that is measured by itself.
+
+    Attributes:
+        settings: everything that the measurement was told.
+        figures: flat names and finite numbers.
+        rows: one mapping for each measurement.
+    """
+
+    settings: Mapping[str, Any]
+    figures: Mapping[str, float]
+    rows: Sequence[Row]
 
 
 def accelerator() -> str | None:

@@ -27,6 +27,8 @@ NAMES = [
     "gi-w/z",
     "ggl",
     "gifd",
+    "r-gap",
+    "r-gap+prior",
     "standard",
 ]
 
@@ -38,7 +40,7 @@ def test_the_names_of_the_contract_are_there():
 
 def test_who_needs_what():
     assert {name for name in NAMES if not PRESETS[name].needs_prior} == {
-        "dlg", "idlg", "gi-x", "gi-x-unsigned", "gi-x+bn", "standard",
+        "dlg", "idlg", "gi-x", "gi-x-unsigned", "gi-x+bn", "r-gap", "standard",
     }  # fmt: skip
     assert [name for name in NAMES if not PRESETS[name].needs_labels] == ["dlg"]
     assert {name for name in NAMES if PRESETS[name].needs_bn} == {"gi-x+bn", "gi-z/w+bn"}
@@ -86,6 +88,13 @@ def test_settings_that_mean_nothing_are_refused(settings):
 def test_settings_must_fit_the_stages(settings, what):
     with pytest.raises(ConfigError, match=rf"expected 1 or 2 {what} for gi-z/w \(z then w\)"):
         preset(f"gi-z/w:{settings}")
+
+
+def test_a_closed_form_has_no_settings():
+    with pytest.raises(ConfigError, match=r"expected no settings for r-gap.*got TV weights"):
+        preset("r-gap:tv=0.1")
+    assert preset("r-gap").scaled(0.5).total_steps == 0
+    assert [stage.space.name for stage in preset("r-gap+prior:tv=0.1").stages] == ["z", "w"]
 
 
 def test_learning_rates_and_steps_can_be_set_for_each_stage():

@@ -45,6 +45,17 @@ TINY = {"num_classes": 3, "channels": 1, "image_size": 32, "seed": 0}
         ({"prior": "prior", "channels": 3}, PriorError, "got one of 32x32 pixels in 1 channel"),
         ({"lpips_weights": "nowhere"}, StorageError, "expected SqueezeNet 1.1 weights"),
         ({"model": "tiny_net:plain", "reveal_bn": "exact"}, ModelError, "batch-norm layers"),
+        (
+            {"attack": ("r-gap",), "model": "tiny_net:leaky"},
+            AttackError,
+            "of one image for r-gap, got 2; use --batch-size 1",
+        ),
+        (
+            {"attack": ("r-gap",), "model": "convnet", "batch_size": 1},
+            AttackError,
+            "ReLU is not strictly monotone",
+        ),
+        ({"attack": ("r-gap+prior",), "batch_size": 1}, AttackError, "expected a prior for r-gap"),
         ({"model": "tiny_net:headless", "hide_labels": True}, AttackError, "in a linear layer"),
     ],
 )

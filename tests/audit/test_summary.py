@@ -8,6 +8,7 @@ from gradinv import __version__
 from gradinv.audit.runner import run_audit
 from gradinv.audit.summary import scores_of, summarise
 from gradinv.evaluation.bootstrap import bootstrap_ci
+from gradinv.report import write_report
 from tests.audit.world import config
 
 
@@ -71,6 +72,23 @@ def test_an_audit_with_hidden_labels_says_so_and_how_many_were_found():
         assert recovery["accuracy"] == same / 2
     mean = sum(row["label_recovery"]["accuracy"] for row in audit["cells"]) / 2
     assert audit["summary"][0]["label_accuracy"] == pytest.approx(mean)
+
+
+def test_an_audit_in_closed_form_says_what_its_equations_leave_open():
+    attacks = ("r-gap", "r-gap+prior")
+    settings = {"model": "tiny_net:leaky", "batch_size": 1, "batches": 1, "prior": "prior"}
+    audit = run_audit(config(attack=attacks, hide_labels=True, **settings), Path("run"))
+    (note,) = [note for note in audit["notes"] if note.startswith("R-GAP")]
+    assert "open in 0 (" in note
+    assert "of 1024 dimensions)" in note
+    plain, prior = audit["cells"]
+    assert [stage["name"] for stage in plain["stages"]] == ["layers"]
+    assert [stage["name"] for stage in prior["stages"]] == ["layers", "z", "w"]
+    assert plain["outcome"].startswith("solved")
+    assert plain["label_recovery"]["exact"]
+    assert plain["label_recovery"]["accuracy"] == 1
+    page = write_report(Path("run")).read_text()
+    assert "closed form, layer by layer" in page
 
 
 def test_each_attack_has_its_row():

@@ -24,6 +24,12 @@ def make(num_classes, channels, image_size):
 def headless(num_classes, channels, image_size):
     return nn.Sequential(make(num_classes, channels, image_size), nn.Softmax(1))
 
+def leaky(num_classes, channels, image_size):
+    return nn.Sequential(
+        nn.Conv2d(channels, 2, 8, stride=8), nn.LeakyReLU(0.2),
+        nn.Flatten(), nn.Linear(2 * (image_size // 8) ** 2, num_classes),
+    )
+
 def plain(num_classes, channels, image_size):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
 """

@@ -1,5 +1,6 @@
 """The server's side: what an update gives away."""
 
+from gradinv.attacks.analytic import AnalyticAttack
 from gradinv.attacks.attack import Attack, Stage
 from gradinv.attacks.evolution import CMA
 from gradinv.attacks.inversion import invert
@@ -7,6 +8,7 @@ from gradinv.attacks.labels import LabelMethod, RecoveredLabels, recover_labels
 from gradinv.attacks.lbfgs import LBFGS
 from gradinv.attacks.optimizers import Adam
 from gradinv.attacks.presets import PRESETS, preset
+from gradinv.attacks.ranks import rank_analysis
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "LBFGS",
     "PRESETS",
     "Adam",
+    "AnalyticAttack",
     "Attack",
     "Checkpoint",
     "LabelMethod",
@@ -25,5 +28,6 @@ __all__ = [
     "StageResult",
     "invert",
     "preset",
+    "rank_analysis",
     "recover_labels",
 ]

@@ -226,6 +226,11 @@ class Attack:
 
     def _for_stages(self, what: str, values: Sequence[float], valid: bool) -> Sequence[float]:
         """Returns one value for each stage."""
+        if not self.stages:
+            raise ConfigError(
+                f"expected no settings for {self.name}, which is solved at once, got {what} "
+                f"{', '.join(map(str, values))}; leave them out"
+            )
         if not valid or len(values) not in {1, len(self.stages)}:
             raise ConfigError(
                 f"expected 1 or {len(self.stages)} {what} for {self.name} "

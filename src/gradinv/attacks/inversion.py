@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from gradinv.attacks.analytic import AnalyticAttack, SystemEngine
 from gradinv.attacks.attack import Attack, Stage
 from gradinv.attacks.cost import StageCost
 from gradinv.attacks.engine import engine_for, pixel_units
 from gradinv.attacks.labels import recover_labels
 from gradinv.attacks.lbfgs import LBFGS
 from gradinv.attacks.objectives import Target
+from gradinv.attacks.peeling import Peeled, peel
 from gradinv.attacks.penultimate import Clues, FeatureEngine
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
 from gradinv.attacks.spaces import Scene, Solution
@@ -83,12 +85,30 @@ def invert(
         recovered = recover_labels(observation, model)
         observation = replace(observation, labels=recovered.labels)
     attack = attack.resolved(observation, model, prior)
-    search = Search(observation, model, attack, prior=prior, seed=seed, seconds=seconds)
+    peeled = None
+    if isinstance(attack, AnalyticAttack):
+        _require_whole(resume, attack)
+        peeled = peel(observation, model, name=attack.name)
+        if not attack.stages:
+            assert observation.labels is not None
+            return replace(peeled.reconstruction(observation.labels), recovered=recovered)
+    search = Search(
+        observation, model, attack, prior=prior, seed=seed, seconds=seconds, peeled=peeled
+    )
     if resume is not None:
         search.resume(resume)
     while not search.done:
         search.run_stage(callback)
     return replace(search.reconstruction(), recovered=recovered)
+
+
+def _require_whole(resume: Checkpoint | None, attack: Attack) -> None:
+    """Checks that a closed form, which has no steps to go on from, is not asked to resume."""
+    if resume is not None and not attack.stages:
+        raise AttackError(
+            f"expected no checkpoint for {attack.name}, which is solved at once, got one; "
+            "start anew without it"
+        )
 
 
 class Search:
@@ -103,6 +123,7 @@ class Search:
         prior: Generator | None,
         seed: int,
         seconds: float | None,
+        peeled: Peeled | None = None,
     ) -> None:
         weight = next(model.parameters())
         self.observation = observation.to(weight.device, weight.dtype)
@@ -114,6 +135,7 @@ class Search:
         target = Target(dict(self.observation.gradient), self.observation.sparsity_mask)
         if attack.tensors is not None:
             target = target.largest(attack.tensors)
+        self.peeled = peeled
         self.engines = [
             FeatureEngine(model, self.observation, clues, stage.regularizers)
             if stage.features and clues is not None
@@ -125,6 +147,8 @@ class Search:
                 target=target,
                 soft_labels=stage.space.soft_labels,
             )
+            if peeled is None
+            else SystemEngine(peeled, (self.scene.mean, self.scene.std), stage.regularizers)
             for stage in attack.stages
         ]
         self.source = torch.Generator().manual_seed(seed)
@@ -232,15 +256,16 @@ class Search:
             # The restarts were put in the order of their matching cost: the first is the best.
             labels = self.previous.labels[0].argmax(dim=1)
         assert labels is not None
+        closed = () if self.peeled is None else (self.peeled.stage(),)
         return Reconstruction(
             images=self.results[kept].images,
             labels=labels,
             objective=objective,
             best=best,
             kept=kept if self.attack.best_stage else None,
-            stages=tuple(self.results),
+            stages=(*closed, *self.results),
             outcome=outcome,
-            seconds=sum(result.seconds for result in self.results),
+            seconds=sum(result.seconds for result in (*closed, *self.results)),
         )
 
     def _report(self) -> Progress:

@@ -6,6 +6,7 @@ on network, defence and data: ``preset("gi-x:tv=0.03")`` sets another.
 
 from collections.abc import Sequence
 
+from gradinv.attacks.analytic import AnalyticAttack
 from gradinv.attacks.attack import Adam, Attack, Stage
 from gradinv.attacks.consensus import GroupConsistency
 from gradinv.attacks.evolution import CMA
@@ -62,6 +63,7 @@ _ZHAO = "Zhao et al. 2020, iDLG: Improved Deep Leakage from Gradients"
 _GEIPING = "Geiping et al. 2020, Inverting Gradients"
 _YIN = "Yin et al. 2021, See through Gradients"
 _JEON = "Jeon et al. 2021, Gradient Inversion with Generative Image Prior"
+_RGAP = "Zhu and Blaschko 2021, R-GAP"
 _BN = BatchNormMatching(0.1)
 
 _ATTACKS = (
@@ -134,6 +136,13 @@ _ATTACKS = (
         restarts=3,
         best_stage=True,
         reference="Fang et al. 2023, GIFD: A Generative Gradient Inversion Method",
+    ),
+    AnalyticAttack("r-gap", (), reference=_RGAP),
+    AnalyticAttack(
+        "r-gap+prior",
+        (_z(400, 0.0, keep=1), _w(600, 0.0)),
+        restarts=4,
+        reference=f"{_RGAP}; with a generator: {_JEON}",
     ),
 )
 

@@ -18,6 +18,9 @@ class Outcome(Enum):
     """How an attack ended; the values are what a person reads."""
 
     COMPLETED = "all steps done"
+    UNDER_DETERMINED = (
+        "solved, where the equations leave part of the image open by the solution of least norm"
+    )
     TIME_LIMIT = "stopped at the time limit"
     SOME_NON_FINITE = "all steps done; some restarts left the finite numbers and were dropped"
     NON_FINITE = "every restart left the finite numbers; the pictures are not a reconstruction"
@@ -28,7 +31,7 @@ class StageResult:
     """Where one stage ended.
 
     Attributes:
-        name: what it searched: x, z, w or zw.
+        name: what it searched: x, z, w or zw; "layers" for a closed form.
         images: of its best restart by matching cost, in [0, 1].
         cost: the whole cost at every step of every restart, on the CPU.
         steps: done.

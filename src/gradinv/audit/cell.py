@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from gradinv.attacks import (
+    AnalyticAttack,
     Attack,
     Checkpoint,
     Progress,
@@ -23,6 +24,7 @@ from gradinv.attacks import (
     invert,
     recover_labels,
 )
+from gradinv.attacks.peeling import require_peelable
 from gradinv.audit.plan import Cell, derive_seed
 from gradinv.audit.setup import Setup
 from gradinv.audit.store import RunStore
@@ -251,13 +253,17 @@ def check_runnable(setup: Setup) -> None:
 
     Raises:
         GradinvError: no batch-norm layers to reveal statistics of, an update that is not finite,
-            no last linear layer to read labels from, or an image that cannot be decoded.
+            no last linear layer to read labels from, an attack in closed form on a batch or a
+            network that it cannot take apart, or an image that cannot be decoded.
     """
     needed = any(attack.needs_labels for attack in setup.server.attacks.values())
     for defense in setup.config.defense:
         observation = observe_planned(setup, Cell(setup.config.attack[0], defense, 0))
         if observation.labels is None and needed:
             recover_labels(observation, setup.model)
+        for name, attack in setup.server.attacks.items():
+            if isinstance(attack, AnalyticAttack):
+                require_peelable(observation, setup.model, name)
     for batch in setup.client.batches:
         setup.judge.decoys(batch)
 

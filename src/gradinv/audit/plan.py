@@ -42,7 +42,7 @@ class AuditConfig:
     channels: Annotated[int | None, _hint("3 for a folder, 1 for IDX", "{1,3}")] = None
     """Colour channels."""
     model: str = "convnet"
-    """The client's network: convnet, lenet, resnet18, resnet18-imagenet, package.module:factory."""
+    """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
     weights: Annotated[str | None, _hint("random, from --seed", "FILE")] = None
     """Weights of the network, safetensors."""
     batch_size: int = 4

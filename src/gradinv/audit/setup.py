@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradinv.attacks import Attack, preset
+from gradinv.attacks import AnalyticAttack, Attack, preset, rank_analysis
+from gradinv.attacks.ranks import rank_sentence
 from gradinv.audit.plan import AuditConfig
 from gradinv.data import ClientBatch, ImageSet, load_images
 from gradinv.environment import versions
@@ -150,6 +151,9 @@ class Setup:
                 "The labels were hidden: each attack used those that it recovered from the update. "
                 "Their accuracy is the fraction found, repeats counted."
             )
+        if any(isinstance(attack, AnalyticAttack) for attack in self.server.attacks.values()):
+            ranks = rank_analysis(self.model, self.client.images.image_shape)
+            notes.append(rank_sentence(ranks))
         if self.judge.lpips is None:
             notes.append(
                 "LPIPS is absent: its SqueezeNet weights were not given (--lpips-weights FILE)."

@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from gradinv.attacks import Attack, Checkpoint, Reconstruction, recover_labels
+from gradinv.attacks import AnalyticAttack, Attack, Checkpoint, Reconstruction, recover_labels
+from gradinv.attacks.peeling import require_peelable
 from gradinv.audit.cell import CellStopped, Watch, attack_cell, attack_row, picture_tensors
 from gradinv.audit.plan import AuditConfig, Cell
 from gradinv.audit.runner import interruption, one_thread
@@ -112,6 +113,8 @@ def _prepare(options: Invert) -> _Task:
     if observation.labels is None:
         # Tells now, before a folder is made, that there is no layer to read them from.
         recover_labels(observation, model)
+    if isinstance(attack, AnalyticAttack):
+        require_peelable(observation, model, options.attack)
     settings = {**dataclasses.asdict(options), "device": device.type}
     known = versions()
     identity = {

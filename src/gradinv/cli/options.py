@@ -53,7 +53,7 @@ class Invert:
     update: Annotated[Positional[str], _required("UPDATE.safetensors")]
     """The update, as 'gradinv observe' writes it."""
     model: Annotated[str | None, _hint("as the update says", "NAME")] = None
-    """Network: convnet, lenet, resnet18, resnet18-imagenet or package.module:factory."""
+    """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
     weights: Annotated[str | None, _hint("random, from the seed in the update", "FILE")] = None
     """Weights of the network that the update was made with, safetensors."""
     attack: Annotated[str, arg(metavar="NAME")] = "gi-z/w"
@@ -90,7 +90,7 @@ class Observe:
     channels: Annotated[int | None, _hint("3 for a folder, 1 for IDX", "{1,3}")] = None
     """Colour channels."""
     model: str = "convnet"
-    """Network: convnet, lenet, resnet18, resnet18-imagenet or package.module:factory."""
+    """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
     weights: Annotated[str | None, _hint("random, from --seed", "FILE")] = None
     """Weights of the network, safetensors."""
     batch_size: int = 4

@@ -9,6 +9,7 @@ from gradinv.models.batchnorm import (
 )
 from gradinv.models.convnet import ConvNet
 from gradinv.models.factory import MODELS, build_model
+from gradinv.models.leakynet import LeakyNet
 from gradinv.models.normalize import Normalize, normalization_of
 from gradinv.models.resnet import ResNet18
 from gradinv.models.weights import fingerprint, load_weights, save_weights
@@ -17,6 +18,7 @@ __all__ = [
     "MODELS",
     "BatchStatistics",
     "ConvNet",
+    "LeakyNet",
     "Normalize",
     "ResNet18",
     "batch_norm_layers",

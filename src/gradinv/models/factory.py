@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradinv.errors import ModelError, did_you_mean
 from gradinv.models.convnet import ConvNet
+from gradinv.models.leakynet import LeakyNet
 from gradinv.models.lenet import LeNet
 from gradinv.models.resnet import ResNet18
 
@@ -28,6 +29,10 @@ def _lenet(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
     return LeNet(num_classes, channels, image_size)
 
 
+def _leakynet(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    return LeakyNet(num_classes, channels, image_size)
+
+
 def _resnet18(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
     stem = "cifar" if image_size <= _LARGEST_CIFAR_STEM else "imagenet"
     return ResNet18(num_classes, channels, stem)
@@ -41,6 +46,7 @@ def _resnet18_imagenet(*, num_classes: int, channels: int, image_size: int) -> n
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet": _convnet,
     "lenet": _lenet,
+    "leakynet": _leakynet,
     "resnet18": _resnet18,
     "resnet18-imagenet": _resnet18_imagenet,
 }

@@ -16,6 +16,7 @@ _STAGE_WORDS = {
     "zw": "code and weights",
     "xy": "pixels and labels",
     **{f"h{depth}": f"generator features, layer {depth}" for depth in range(1, 10)},
+    "layers": "closed form, layer by layer",
 }
 
 
