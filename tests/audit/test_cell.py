@@ -211,11 +211,11 @@ def test_lpips_reaches_the_row(monkeypatch, tmp_path):
     assert [image["lpips"] for image in store.load_row(CELL)["images"]] == [0.25, 0.5]
 
 
-def progress(step: int, *, fraction: float = 0.5, stage: int = 0) -> Progress:
+def progress(step: int, *, fraction: float = 0.5, stage: int = 0, stages: int = 1) -> Progress:
     return Progress(
         stage=stage,
         stage_name="x",
-        stages=1,
+        stages=stages,
         step=step,
         steps=10,
         cost=torch.tensor([0.75, 0.25]),
@@ -265,12 +265,14 @@ def test_work_counts_restarts_and_not_steps_alone():
     z, w = attack.stages
     assert stage_work(attack) == [z.steps * attack.restarts, w.steps * (z.keep or attack.restarts)]
     steps = attack.total_steps
-    at_border = progress(1, fraction=z.steps / steps, stage=1)
+    at_border = progress(1, fraction=z.steps / steps, stage=1, stages=2)
     assert work_done(attack, at_border) == pytest.approx(
         stage_work(attack)[0] / sum(stage_work(attack))
     )
-    assert work_done(attack, progress(1, fraction=1.0, stage=1)) == pytest.approx(1)
-    assert work_done(attack, progress(1, fraction=0.0, stage=0)) == 0
+    assert work_done(attack, progress(1, fraction=1.0, stage=1, stages=2)) == pytest.approx(1)
+    assert work_done(attack, progress(1, fraction=0.0, stage=0, stages=2)) == 0
+    # An attack that chose other stages than the planned ones tells its own fraction.
+    assert work_done(attack, progress(1, fraction=0.25, stages=3)) == 0.25
 
 
 def test_numbers_that_json_cannot_hold_are_null():

@@ -118,8 +118,8 @@ class Attack:
 
     @property
     def needs_labels(self) -> bool:
-        """Whether some stage has to be told the labels."""
-        return not all(stage.space.soft_labels for stage in self.stages)
+        """Whether the labels have to be known: unless every stage searches them."""
+        return not self.stages or not all(stage.space.soft_labels for stage in self.stages)
 
     @property
     def needs_features(self) -> bool:
