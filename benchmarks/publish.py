@@ -2,7 +2,8 @@
 
 Each ``--case NAME:DATA:PRIOR`` is one set of images with the prior that belongs to it; the first
 case under the first defence is the main setting of the table. ``--tuned DEFENSE=ATTACK:SETTINGS``
-gives an attack other numbers under one defence, as found by ``benchmarks.tune`` on training images.
+gives an attack other numbers under one defence, as found by ``benchmarks.tune`` on training images;
+``--skip "NAME DEFENSE"`` leaves a combination out.
 Runs are kept in ``runs/publish`` and continue where they stopped. The pictures stay there; only
 numbers are published.
 """
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--defense", action="append", default=None)
     parser.add_argument("--attack", action="append", default=None)
     parser.add_argument("--tuned", action="append", default=[], metavar="DEFENSE=ATTACK:SETTINGS")
+    parser.add_argument("--skip", action="append", default=[], metavar='"NAME DEFENSE"')
     parser.add_argument("--model", default="convnet")
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -53,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     for case in options.case:
         name, data, prior = case.split(":")
         for defense in defenses:
+            if f"{name} {defense}" in options.skip:
+                continue
             specs = _specs(options.attack or ATTACKS, options.tuned, defense)
             folder = ROOT / "runs" / "publish" / options.name / f"{name}-{defense.split(':')[0]}"
             own = replace(
