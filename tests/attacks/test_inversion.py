@@ -215,8 +215,9 @@ def test_gifd_returns_the_layer_of_least_matching_cost(victim, observation):
         engine = engine_for(victim, observation, distance=attack.distance)
         costs = engine.matching(torch.stack([stage.images for stage in found.stages]))
         assert found.kept is not None
-        assert found.kept == costs.argmin()
-        assert found.objective.min() == costs.min()
+        # One batch of four stages is summed in another order than each of them was.
+        assert found.objective.min().item() == pytest.approx(costs.min().item(), rel=1e-4)
+        assert costs[found.kept].item() == pytest.approx(costs.min().item(), rel=1e-4)
         assert torch.equal(found.images, found.stages[found.kept].images)
 
 
