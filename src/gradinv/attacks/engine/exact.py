@@ -47,11 +47,19 @@ class ExactROperator:
                 None if mask is None else {name: channels_last(m) for name, m in mask.items()},
             ),
         )
+        self.ghosts: dict[str, Tensor] = {}
+        if mask is None and self.matcher.closed is not None:
+            self.ghosts = {
+                name: self.matcher.target.gradient[name] for name in program.used_once(self.wanted)
+            }
         self.statistics = StatisticsTerms(problem.statistics_terms, problem.statistics)
 
-    def _first_order(self, images: Tensor) -> tuple[Run, list[Saved], Tensor]:
+    def _first_order(
+        self, images: Tensor, *, ghosts: bool = True
+    ) -> tuple[Run, list[Saved], Tensor]:
         """Returns the run with its gradients, the tape and the class probabilities."""
-        run = Run(images.shape[0], self.weights, self.wanted)
+        observed = self.ghosts if ghosts else {}
+        run = Run(images.shape[0], self.weights, self.wanted, observed=observed)
         tape: list[Saved] = []
         logits = self.program.forward(run, tape, channels_last(images.flatten(0, 1)))
         probabilities = torch.softmax(logits, 1)
@@ -60,7 +68,7 @@ class ExactROperator:
         # Cross entropy, averaged over the batch of each restart.
         gy = probabilities - functional.one_hot(labels, logits.shape[1])
         self.program.backward(run, tape, gy / images.shape[1])
-        for name in self.wanted - run.gradients.keys():
+        for name in self.wanted - run.gradients.keys() - run.ghosts.keys():
             zeros = torch.zeros_like(self.weights[name])
             run.gradients[name] = [zeros.clone() for _ in range(run.restarts)]
         return run, tape, probabilities
@@ -68,14 +76,14 @@ class ExactROperator:
     @torch.no_grad()
     def gradients(self, images: Tensor) -> dict[str, list[Tensor]]:
         """Returns the trial gradient by parameter name, one tensor for each restart."""
-        return self._first_order(images)[0].gradients
+        return self._first_order(images, ghosts=False)[0].gradients
 
     @torch.no_grad()
     def evaluate(self, images: Float[Tensor, "restart batch channel height width"]) -> Evaluated:
         """Returns cost, matching cost and dc/dx of every restart."""
         images = images.detach()
         run, tape, probabilities = self._first_order(images)
-        matching, factor = self.matcher.direct(run.gradients)
+        matching, factor = self.matcher.direct(run)
         r_logits = self.program.tangent_forward(run, tape)
         if r_logits is None:
             r_logits = torch.zeros_like(probabilities)
@@ -125,5 +133,5 @@ class ExactROperator:
         self, images: Float[Tensor, "restart batch channel height width"]
     ) -> Float[Tensor, " restart"]:
         """Returns the matching cost alone; infinity where it is not finite."""
-        values = self.matcher.value(self.gradients(images.detach()))
+        values = self.matcher.value(self._first_order(images.detach(), ghosts=False)[0])
         return torch.nan_to_num(values, nan=torch.inf, posinf=torch.inf)

@@ -55,6 +55,11 @@ class Program:
         ]
         self.reached = upstream
 
+    def used_once(self, names: frozenset[str]) -> list[str]:
+        """Returns those of the parameters that a single operation uses."""
+        uses = [name for node in self.nodes for name in node.op.parameters]
+        return [name for name in uses if name in names and uses.count(name) == 1]
+
     def forward(self, run: Run, tape: list[Saved], images: Tensor) -> Tensor:
         """Returns the logits; ``tape`` is filled with what each operation keeps."""
         values: dict[int, Tensor] = {0: images}
