@@ -61,6 +61,7 @@ class Run:
             turned into the direction v in place before the tangent passes.
         observed: the observed gradient of those weights that may stay ghosts.
         ghosts: parameter name -> what stands for its gradient.
+        low: the weights in the type of the tangent passes' products; None for their own.
     """
 
     restarts: int
@@ -69,6 +70,7 @@ class Run:
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
     observed: Mapping[str, Tensor] = field(default_factory=dict)
     ghosts: dict[str, Ghost] = field(default_factory=dict)
+    low: Mapping[str, Tensor] | None = None
 
     def add_gradient(self, name: str, parts: list[Tensor]) -> None:
         """Adds one gradient for each restart to the parameter's; it may be used more than once."""
@@ -77,6 +79,10 @@ class Run:
             self.gradients[name] = parts
         else:
             self.gradients[name] = [a + b for a, b in zip(known, parts, strict=True)]
+
+    def tangent_weight(self, name: str) -> Tensor:
+        """Returns a weight as the tangent passes take it."""
+        return self.weights[name] if self.low is None else self.low[name]
 
     def direction(self, name: str | None) -> list[Tensor] | None:
         """Returns v of a parameter, one tensor for each restart; None where v is zero."""
@@ -116,9 +122,10 @@ class Op:
 
     def replay_backward(
         self, run: Run, saved: Saved, pattern: Saved, gy: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Tensor, ...]:
         """Returns dL/d(input) of the replayed pass."""
-        return self.backward(run, saved, gy, wants_input=True)
+        results = self.backward(run, saved, gy, wants_input=True)
+        return tuple(result for result in results if result is not None)
 
 
 class PatternOp(Op):
@@ -157,7 +164,7 @@ class PatternOp(Op):
 
     def replay_backward(
         self, run: Run, saved: Saved, pattern: Saved, gy: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Tensor, ...]:
         """Returns the recorded transposed map of ``gy``."""
         return self.pull(pattern, gy)
 

@@ -137,17 +137,34 @@ class Weighted(Op):
     def _ghost_backward(self, run: Run, saved: Saved) -> Tensor:
         """Returns V^T * gy."""
         ghost = run.ghosts[self.weight]
-        star = self.transposed(saved, saved.gy, run.observed[self.weight])
+        star = self._low_transposed(saved, saved.gy, run.observed[self.weight], run)
         moved = self.through_gram(saved, saved.outer_gram)
         return ghost.combined(run.restarts, moved, star)
+
+    def _low_product(
+        self, saved: Saved, a: Tensor, weight: Tensor, bias: Tensor | None, run: Run
+    ) -> Tensor:
+        """Returns a product of the tangent pass, computed in its type."""
+        if run.low is None:
+            return self.product(saved, a, weight, bias)
+        low = run.tangent_weight(self.weight).dtype
+        bias = None if bias is None else bias.to(low)
+        return self.product(saved, a.to(low), weight.to(low), bias).to(a.dtype)
+
+    def _low_transposed(self, saved: Saved, gy: Tensor, weight: Tensor, run: Run) -> Tensor:
+        """Returns a transposed product of the tangent pass, computed in its type."""
+        if run.low is None:
+            return self.transposed(saved, gy, weight)
+        low = run.tangent_weight(self.weight).dtype
+        return self.transposed(saved, gy.to(low), weight.to(low)).to(gy.dtype)
 
     def tangent_forward(self, run: Run, saved: Saved, *tangents: Tensor | None) -> Tensor | None:
         """Returns W * R{a} + V * a + V_b."""
         (r_a,) = tangents
         r_y = None
         if r_a is not None:
-            r_a = self.prepared(saved, r_a)
-            r_y = self.product(saved, r_a, run.weights[self.weight], None)
+            weight = run.tangent_weight(self.weight)
+            r_y = self._low_product(saved, self.prepared(saved, r_a), weight, None, run)
         v_bias = run.direction(self.bias)
         if saved.ghost:
             own = self._ghost_forward(run, saved)
@@ -155,7 +172,7 @@ class Weighted(Op):
         elif (v := run.direction(self.weight)) is not None:
             biases = v_bias or [None] * run.restarts
             parts = zip(saved.a.chunk(run.restarts), v, biases, strict=True)
-            own = joined([self.product(saved, a, own, bias) for a, own, bias in parts])
+            own = joined([self._low_product(saved, *part, run) for part in parts])
             return own if r_y is None else own.add_(r_y)
         if v_bias is None:
             return r_y
@@ -166,12 +183,12 @@ class Weighted(Op):
 
     def tangent_backward(self, run: Run, saved: Saved, r_gy: Tensor) -> tuple[Tensor, ...]:
         """Returns W^T * R{gy} + V^T * gy."""
-        r_gx = self.transposed(saved, r_gy, run.weights[self.weight])
+        r_gx = self._low_transposed(saved, r_gy, run.tangent_weight(self.weight), run)
         if saved.ghost:
             return (r_gx.add_(self._ghost_backward(run, saved)),)
         if (v := run.direction(self.weight)) is not None:
-            parts = zip(saved.gy.chunk(run.restarts), v, strict=True)
-            r_gx = r_gx.add_(joined([self.transposed(saved, gy, own) for gy, own in parts]))
+            pairs = zip(saved.gy.chunk(run.restarts), v, strict=True)
+            r_gx = r_gx.add_(joined([self._low_transposed(saved, *pair, run) for pair in pairs]))
         return (r_gx,)
 
 
