@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gradinv.attacks.engine.rules.op import Run
 from gradinv.attacks.objectives import Cosine, Distance, LayerCosine, SquaredL2, Target
 
 
@@ -93,44 +94,53 @@ class Matcher:
             self.absent = {name: flat(~mask) for name, mask in target.mask.items()}
         self.observed = torch.stack([value.dot(value) for value in self.flat.values()])
 
-    def _products(self, gradients: Mapping[str, list[Tensor]]) -> tuple[Tensor, Tensor]:
+    def _products(self, run: Run) -> tuple[Tensor, Tensor]:
         """Returns <a, g> and |a|^2 of every restart and tensor; applies the mask to a in place."""
-        restarts = len(gradients[self.names[0]])
         inner, own = [], []
         for name in self.names:
-            for trial in map(flat, gradients[name]):
+            ghost = run.ghosts.get(name)
+            if ghost is not None:
+                inner += ghost.inner.unbind()
+                own += ghost.own.unbind()
+                continue
+            for trial in map(flat, run.gradients[name]):
                 if self.absent is not None:
                     trial.masked_fill_(self.absent[name], 0)
                 inner.append(trial.dot(self.flat[name]))
                 own.append(trial.dot(trial))
-        shape = (len(self.names), restarts)
+        shape = (len(self.names), run.restarts)
         return torch.stack(inner).view(shape).t(), torch.stack(own).view(shape).t()
 
-    def value(self, gradients: Mapping[str, list[Tensor]]) -> Float[Tensor, " restart"]:
+    def value(self, run: Run) -> Float[Tensor, " restart"]:
         """Returns the distance of every restart; may overwrite the gradients."""
         if self.closed is not None and not isinstance(self.distance, SquaredL2):
-            return self.closed(*self._products(gradients), self.observed).value
-        restarts = range(len(gradients[self.names[0]]))
-        trials = [{name: gradients[name][index] for name in self.names} for index in restarts]
+            return self.closed(*self._products(run), self.observed).value
+        trials = [
+            {name: run.gradients[name][index] for name in self.names}
+            for index in range(run.restarts)
+        ]
         return torch.stack([self.distance(trial, self.target) for trial in trials])
 
-    def direct(
-        self, gradients: Mapping[str, list[Tensor]]
-    ) -> tuple[Float[Tensor, " restart"], Float[Tensor, " restart"]]:
+    def direct(self, run: Run) -> tuple[Float[Tensor, " restart"], Float[Tensor, " restart"]]:
         """Turns the gradients into directions, in their own memory.
 
         Returns:
             The distances, and the factors that v still lacks.
         """
         if self.closed is None:
-            return self._by_autograd(gradients)
-        found = self.closed(*self._products(gradients), self.observed)
+            return self._by_autograd(run.gradients)
+        found = self.closed(*self._products(run), self.observed)
         for tensor, name in enumerate(self.names):
-            for index, trial in enumerate(map(flat, gradients[name])):
-                g = self.flat[name]
-                if found.on_observed is not None:
-                    g = g * found.on_observed[index, tensor]
-                torch.addcmul(g, trial, found.on_trial[index, tensor], out=trial)
+            alpha = found.on_trial[:, tensor]
+            beta = None if found.on_observed is None else found.on_observed[:, tensor]
+            ghost = run.ghosts.get(name)
+            if ghost is not None:
+                ghost.alpha, ghost.beta = alpha, beta
+                continue
+            g = self.flat[name]
+            for index, trial in enumerate(map(flat, run.gradients[name])):
+                other = g if beta is None else g * beta[index]
+                torch.addcmul(other, trial, alpha[index], out=trial)
         return found.value, found.factor
 
     def _by_autograd(

@@ -9,121 +9,63 @@ for the last time is freed. The figures of this against double backward are in
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from gradinv.attacks.engine.base import Evaluated, Problem
-from gradinv.attacks.engine.directions import Matcher
-from gradinv.attacks.engine.program import Injection, Program
-from gradinv.attacks.engine.rules.norm import BatchNorm
-from gradinv.attacks.engine.rules.op import Run, Saved, channels_last
-from gradinv.attacks.engine.statistics import StatisticsTerms
-from gradinv.attacks.objectives import Target
+from gradinv.attacks.engine.graphs import lower_precision
+from gradinv.attacks.engine.program import Program
+from gradinv.attacks.engine.rules.op import Run
+from gradinv.attacks.engine.traced import TracedEngine
 
 
-class ExactROperator:
+class ExactROperator(TracedEngine):
     """The cost and its exact gradient, without autograd through the network.
-
-    The network's weights are read when this is made; make another one for other weights.
 
     Args:
         problem: what is to be matched.
         program: the network's operations.
+        tangent_dtype: type of the products in both tangent passes, such as ``torch.bfloat16``; an
+            approximation with an error of about one percent. That of the weights when None.
+        tangent_tf32: lets a GPU round the products in both tangent passes to TF32.
     """
 
     way = "exact"
-    reason = None
 
-    def __init__(self, problem: Problem, program: Program) -> None:
-        self.problem, self.program = problem, program
-        self.weights = {
-            name: channels_last(value.detach()) for name, value in problem.model.named_parameters()
-        }
-        self.wanted = frozenset(problem.target.gradient)
-        mask = problem.target.mask
-        self.matcher = Matcher(
-            problem.distance,
-            Target(
-                {name: channels_last(value) for name, value in problem.target.gradient.items()},
-                None if mask is None else {name: channels_last(m) for name, m in mask.items()},
-            ),
-        )
-        self.statistics = StatisticsTerms(problem.statistics_terms, problem.statistics)
+    def __init__(
+        self,
+        problem: Problem,
+        program: Program,
+        *,
+        tangent_dtype: torch.dtype | None = None,
+        tangent_tf32: bool = False,
+    ) -> None:
+        super().__init__(problem, program)
+        self.tangent_tf32 = tangent_tf32
+        self.ghosts: dict[str, Tensor] = {}
+        if problem.target.mask is None and self.matcher.closed is not None:
+            self.ghosts = {
+                name: self.matcher.target.gradient[name] for name in program.used_once(self.wanted)
+            }
+        self.low: dict[str, Tensor] | None = None
+        if tangent_dtype is not None:
+            self.low = {name: value.to(tangent_dtype) for name, value in self.weights.items()}
 
-    def _first_order(self, images: Tensor) -> tuple[Run, list[Saved], Tensor]:
-        """Returns the run with its gradients, the tape and the class probabilities."""
-        run = Run(images.shape[0], self.weights, self.wanted)
-        tape: list[Saved] = []
-        logits = self.program.forward(run, tape, channels_last(images.flatten(0, 1)))
-        probabilities = torch.softmax(logits, 1)
-        assert self.problem.labels is not None  # the factory sees to it
-        labels = self.problem.labels.repeat(run.restarts)
-        # Cross entropy, averaged over the batch of each restart.
-        gy = probabilities - functional.one_hot(labels, logits.shape[1])
-        self.program.backward(run, tape, gy / images.shape[1])
-        for name in self.wanted - run.gradients.keys():
-            zeros = torch.zeros_like(self.weights[name])
-            run.gradients[name] = [zeros.clone() for _ in range(run.restarts)]
-        return run, tape, probabilities
+    def exact_run(self, restarts: int) -> Run:
+        """Returns a run in which layers may stay ghosts."""
+        return Run(restarts, self.weights, self.wanted, observed=self.ghosts, low=self.low)
 
-    @torch.no_grad()
-    def gradients(self, images: Tensor) -> dict[str, list[Tensor]]:
-        """Returns the trial gradient by parameter name, one tensor for each restart."""
-        return self._first_order(images)[0].gradients
-
-    @torch.no_grad()
-    def evaluate(self, images: Float[Tensor, "restart batch channel height width"]) -> Evaluated:
-        """Returns cost, matching cost and dc/dx of every restart."""
-        images = images.detach()
-        run, tape, probabilities = self._first_order(images)
-        matching, factor = self.matcher.direct(run.gradients)
-        r_logits = self.program.tangent_forward(run, tape)
-        if r_logits is None:
-            r_logits = torch.zeros_like(probabilities)
-        # R{softmax} / B, the softmax's own Jacobian being symmetric.
-        weighted = probabilities * r_logits
-        r_gy = weighted - probabilities * weighted.sum(1, keepdim=True)
-        cost, inject = self._statistics(run, tape, matching, factor)
-        r_gx = self.program.tangent_backward(run, tape, r_gy / images.shape[1], inject)
+    def step(self, images: Float[Tensor, "restart batch channel height width"]) -> Evaluated:
+        """Returns cost, matching cost and dc/dx of restarts that are computed together."""
+        run = self.exact_run(images.shape[0])
+        tape, probabilities, _ = self.first_order(run, images)
+        matching, factor = self.matcher.direct(run)
+        with lower_precision(self.tangent_tf32):
+            r_logits = self.program.tangent_forward(run, tape)
+            if r_logits is None:
+                r_logits = torch.zeros_like(probabilities)
+            # R{softmax} / B, the softmax's own Jacobian being symmetric.
+            weighted = probabilities * r_logits
+            r_gy = weighted - probabilities * weighted.sum(1, keepdim=True)
+            penalty, inject = self.batch_norm_terms(run, tape, factor)
+            r_gx = self.program.tangent_backward(run, tape, r_gy / images.shape[1], inject)
         gradient = r_gx.unflatten(0, images.shape[:2]) * factor.view(-1, 1, 1, 1, 1)
-        cost, gradient = self._image_terms(images, cost, gradient)
-        return Evaluated(cost, matching, gradient.contiguous())
-
-    def _statistics(
-        self, run: Run, tape: list[Saved], cost: Tensor, factor: Tensor
-    ) -> tuple[Tensor, Injection | None]:
-        """Returns the cost with the batch-norm terms, and their adjoints at the layers' inputs.
-
-        They depend on activations alone, so they ride along on the last pass; the factor that it
-        is multiplied with is taken out of them.
-        """
-        if not self.problem.statistics_terms:
-            return cost, None
-        layers = [
-            (node.op, saved)
-            for node, saved in zip(self.program.nodes, tape, strict=True)
-            if isinstance(node.op, BatchNorm)
-        ]
-        penalty, adjoints = self.statistics.evaluate(layers, run.restarts)
-
-        def inject(op: BatchNorm, saved: Saved) -> Tensor:
-            return adjoints(op.layer, saved.x, factor)
-
-        return cost + penalty, inject
-
-    def _image_terms(self, images: Tensor, cost: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns cost and gradient with the terms on images added."""
-        if not self.problem.image_terms:
-            return cost, gradient
-        leaf = images.clone().requires_grad_()
-        with torch.enable_grad():
-            penalties = torch.stack([self.problem.image_penalty(batch) for batch in leaf])
-        (own,) = torch.autograd.grad(penalties, leaf, torch.ones_like(penalties))
-        return cost + penalties.detach(), gradient + own
-
-    @torch.no_grad()
-    def matching(
-        self, images: Float[Tensor, "restart batch channel height width"]
-    ) -> Float[Tensor, " restart"]:
-        """Returns the matching cost alone; infinity where it is not finite."""
-        values = self.matcher.value(self.gradients(images.detach()))
-        return torch.nan_to_num(values, nan=torch.inf, posinf=torch.inf)
+        return self.evaluated(images, matching, penalty, gradient)

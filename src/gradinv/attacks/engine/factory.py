@@ -7,15 +7,17 @@ from torch import Tensor, nn
 
 from gradinv.attacks.engine.base import Engine, Problem
 from gradinv.attacks.engine.exact import ExactROperator
+from gradinv.attacks.engine.frozen import FrozenPattern
 from gradinv.attacks.engine.plain import PlainDoubleBackward
 from gradinv.attacks.engine.rules.op import UnsupportedError
+from gradinv.attacks.engine.traced import TracedEngine
 from gradinv.attacks.engine.tracing import trace
 from gradinv.attacks.objectives import Distance, Regularizer, Target
 from gradinv.errors import AttackError, ConfigError, did_you_mean
 from gradinv.federated.client import logits
 from gradinv.federated.observation import Observation
 
-WAYS = ("auto", "exact", "plain")
+WAYS = ("auto", "exact", "frozen-pattern", "plain")
 
 
 def engine_for(
@@ -27,6 +29,8 @@ def engine_for(
     target: Target | None = None,
     way: str = "auto",
     soft_labels: bool = False,
+    tangent_dtype: torch.dtype | None = None,
+    tangent_tf32: bool = False,
 ) -> Engine:
     """Returns the fastest exact engine that knows every operation of the network.
 
@@ -38,7 +42,11 @@ def engine_for(
         target: what to compare with; the observation's gradient when None.
         way: "plain" is double backward by autograd, for any network; "exact" is the R-operator;
             "auto" is the R-operator where every operation has a rule, and plain otherwise: the
-            engine's ``reason`` then names the operation that had none.
+            engine's ``reason`` then names the operation that had none. "frozen-pattern" is an
+            approximation by finite differences, within about one percent.
+        tangent_dtype: for the exact way: type of the products in the tangent passes, such as
+            ``torch.bfloat16``, which makes it an approximation within about one percent.
+        tangent_tf32: for the exact way: lets a GPU round those products to TF32.
         soft_labels: labels are searched and come with every call; only plain differentiates them.
 
     Raises:
@@ -51,9 +59,9 @@ def engine_for(
             f"expected a way to compute the gradient, got {way!r}; {did_you_mean(way, WAYS)}"
         )
     settings = {"distance": distance, "regularizers": regularizers, "target": target}
-    if soft_labels and way == "exact":
+    if soft_labels and way not in {"auto", "plain"}:
         raise AttackError(
-            "expected known labels for the exact R-operator, which does not differentiate them, "
+            f"expected known labels for the way {way!r}, which does not differentiate them, "
             "got a search over labels; use way='auto' or 'plain'"
         )
     if way == "plain" or soft_labels:
@@ -66,7 +74,13 @@ def engine_for(
         )
     problem = Problem.of(model, observation, **settings)
     try:
-        engine = ExactROperator(problem, trace(model, frozenset(problem.target.gradient)))
+        program = trace(model, frozenset(problem.target.gradient))
+        if way == "frozen-pattern":
+            engine = FrozenPattern(problem, program)
+        else:
+            engine = ExactROperator(
+                problem, program, tangent_dtype=tangent_dtype, tangent_tf32=tangent_tf32
+            )
         shape = (observation.batch_size, *observation.image_shape)
         _check_first_order(engine, model, shape, problem)
     except UnsupportedError as missing:
@@ -81,7 +95,7 @@ def engine_for(
 
 
 def _check_first_order(
-    engine: ExactROperator, model: nn.Module, shape: tuple[int, ...], problem: Problem
+    engine: TracedEngine, model: nn.Module, shape: tuple[int, ...], problem: Problem
 ) -> None:
     """Compares the traced network's gradient with the network's own on one random batch.
 

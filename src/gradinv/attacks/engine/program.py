@@ -55,6 +55,11 @@ class Program:
         ]
         self.reached = upstream
 
+    def used_once(self, names: frozenset[str]) -> list[str]:
+        """Returns those of the parameters that a single operation uses."""
+        uses = [name for node in self.nodes for name in node.op.parameters]
+        return [name for name in uses if name in names and uses.count(name) == 1]
+
     def forward(self, run: Run, tape: list[Saved], images: Tensor) -> Tensor:
         """Returns the logits; ``tape`` is filled with what each operation keeps."""
         values: dict[int, Tensor] = {0: images}
@@ -66,19 +71,69 @@ class Program:
                 del values[value]
         return values[len(self.nodes)]
 
-    def backward(self, run: Run, tape: list[Saved], gy: Tensor) -> None:
-        """Fills the run's gradients from dL/d(logits)."""
+    def activations(self, run: Run, images: Tensor) -> int:
+        """Returns the number of elements of all values together."""
+        tape: list[Saved] = []
+        total, values = images.numel(), {0: images}
+        for index, node in enumerate(self.nodes):
+            tape.append(Saved())
+            inputs = (values[value] for value in node.inputs)
+            values[index + 1] = node.op.forward(run, tape[index], *inputs)
+            total += values[index + 1].numel()
+        return total
+
+    def backward(
+        self, run: Run, tape: list[Saved], gy: Tensor, *, to_images: bool = False
+    ) -> Tensor | None:
+        """Fills the run's gradients from dL/d(logits); returns dL/d(images) if it is asked for."""
         adjoints: dict[int, Tensor] = {len(self.nodes): gy}
         for index in range(len(self.nodes) - 1, -1, -1):
             node = self.nodes[index]
             own = adjoints.pop(index + 1, None)
-            if own is None or not self.reached[index + 1]:
+            if own is None or not (to_images or self.reached[index + 1]):
                 continue
-            results = node.op.backward(run, tape[index], own, wants_input=node.wants_input)
+            wants_input = to_images or node.wants_input
+            results = node.op.backward(run, tape[index], own, wants_input=wants_input)
             for value, gx in zip(node.inputs, results, strict=True):
-                if gx is not None and self.reached[value]:
+                if gx is not None and (to_images or self.reached[value]):
                     known = adjoints.get(value)
                     adjoints[value] = gx if known is None else known + gx
+        return adjoints.get(0)
+
+    def replay(self, run: Run, tape: list[Saved], pattern: list[Saved], images: Tensor) -> Tensor:
+        """Returns the logits at other weights, with the kinks of a recorded pass."""
+        values: dict[int, Tensor] = {0: images}
+        for index, node in enumerate(self.nodes):
+            saved = Saved()
+            tape.append(saved)
+            inputs = (values[value] for value in node.inputs)
+            values[index + 1] = node.op.replay(run, saved, pattern[index], *inputs)
+            for value in node.last_use:
+                del values[value]
+        return values[len(self.nodes)]
+
+    def replay_backward(
+        self,
+        run: Run,
+        tape: list[Saved],
+        pattern: list[Saved],
+        gy: Tensor,
+        inject: Injection | None,
+    ) -> Tensor:
+        """Returns dL/d(images) of the replayed pass."""
+        adjoints: dict[int, Tensor] = {len(self.nodes): gy}
+        for index in range(len(self.nodes) - 1, -1, -1):
+            node = self.nodes[index]
+            own = adjoints.pop(index + 1, None)
+            if own is None:
+                continue
+            results = node.op.replay_backward(run, tape[index], pattern[index], own)
+            if inject is not None and isinstance(node.op, BatchNorm):
+                results = (results[0] + inject(node.op, pattern[index]),)
+            for value, gx in zip(node.inputs, results, strict=True):
+                known = adjoints.get(value)
+                adjoints[value] = gx if known is None else known + gx
+        return adjoints[0]
 
     def tangent_forward(self, run: Run, tape: list[Saved]) -> Tensor | None:
         """Returns R{logits}."""

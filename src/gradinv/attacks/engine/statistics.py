@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradinv.attacks.engine.rules.norm import BatchNorm
-from gradinv.attacks.engine.rules.op import Saved, per_channel
+from gradinv.attacks.engine.rules.op import Saved, images_of
 from gradinv.attacks.objectives import BatchNormMatching
 from gradinv.models.batchnorm import BatchStatistics
 
@@ -26,23 +26,25 @@ class StatisticsTerms:
 
     def evaluate(
         self, layers: Sequence[tuple[BatchNorm, Saved]], restarts: int
-    ) -> tuple[Tensor, Callable[[str, Tensor, Tensor], Tensor]]:
+    ) -> tuple[Tensor, Callable[[str, Saved, Tensor], Tensor]]:
         """Returns the penalty of every restart, and a function that gives the adjoints.
 
-        The function takes a layer's name, its input x and the factor that the adjoints are to be
+        The function takes a layer's name, what it saved, and the factor that the adjoints are to be
         divided by. With N values in a channel, d mean / dx = 1 / N and
         d var / dx = 2 (x - mean) / N.
         """
         means, variances = {}, {}
         for op, saved in layers:
-            x = saved.x.unflatten(0, (restarts, -1))
-            over = [axis for axis in range(1, x.dim()) if axis != 2]
-            variances[op.layer], means[op.layer] = torch.var_mean(x, dim=over, correction=0)
+            if op.training:
+                means[op.layer], variances[op.layer] = saved.batch_mean, saved.batch_var
+            else:
+                means[op.layer] = saved.x.mean(1)
+                variances[op.layer] = (saved.x - means[op.layer][:, None]).square().mean(1)
         penalties, on_mean, on_var = [], [], []
         names = list(means)
         for index in range(restarts):
-            leaves = [means[name][index].requires_grad_() for name in names]
-            leaves += [variances[name][index].requires_grad_() for name in names]
+            leaves = [means[name][index].detach().requires_grad_() for name in names]
+            leaves += [variances[name][index].detach().requires_grad_() for name in names]
             with torch.enable_grad():
                 statistics = {
                     name: BatchStatistics(mean, var)
@@ -56,13 +58,13 @@ class StatisticsTerms:
             on_mean.append(dict(zip(names, slopes[: len(names)], strict=True)))
             on_var.append(dict(zip(names, slopes[len(names) :], strict=True)))
 
-        def adjoint(name: str, entering: Tensor, factor: Tensor) -> Tensor:
-            x = entering.unflatten(0, (restarts, -1))
-            count = x[0].numel() // x.shape[2] * factor[:, None]
+        def adjoint(name: str, saved: Saved, factor: Tensor) -> Tensor:
+            # In train mode the mean has been taken out of what was saved.
+            mean = torch.zeros_like(means[name]) if "batch_mean" in vars(saved) else means[name]
+            count = saved.x.shape[1] * factor[:, None]
             slope = 2 * torch.stack([own[name] for own in on_var]) / count
-            constant = torch.stack([own[name] for own in on_mean]) / count - slope * means[name]
-            return torch.addcmul(
-                per_channel(constant[:, None], entering), x, per_channel(slope[:, None], entering)
-            ).flatten(0, 1)
+            constant = torch.stack([own[name] for own in on_mean]) / count - slope * mean
+            rows = torch.addcmul(constant[:, None], saved.x, slope[:, None])
+            return images_of(rows.flatten(0, 1), saved.shape)
 
         return torch.stack(penalties), adjoint

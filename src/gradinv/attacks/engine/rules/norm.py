@@ -1,27 +1,34 @@
 """Rule of batch norm in both modes.
 
-With per-channel numbers, y = gamma xhat + beta, xhat = (x - mean) invstd. In eval mode mean and
-invstd are constants. In train mode they depend on x, and with N values in a channel, m1 = mean(gy),
+With numbers for each channel, y = gamma xhat + beta and xhat = (x - mean) invstd. In eval mode mean
+and invstd are constants. In train mode they depend on x, and with m1 = mean(gy),
 m2 = mean(gy xhat) and q = mean(xhat R{x}):
 
-    gx       = gamma invstd (gy - m1 - xhat m2)
+    gx       = p (gy - m1 - xhat m2),    p = gamma invstd
     R{xhat}  = invstd (R{x} - mean R{x} - xhat q),    R{invstd} = -invstd^2 q
     R{gx}    = p (R{gy} - mean R{gy} - xhat mean(R{gy} xhat)) + R{p} (gy - m1 - xhat m2)
-               - p (m2 R{xhat} + xhat mean(gy R{xhat})),    p = gamma invstd
+               - p (m2 R{xhat} + xhat mean(gy R{xhat}))
 
-Both are sums of whole tensors with one coefficient for each channel (and restart), so that is how
-they are computed; nothing is divided by gamma, which may be zero.
+All of these are sums of whole tensors with one coefficient for each restart and channel, so that is
+how they are computed; nothing is divided by gamma, which may be zero. Means go through
+``Tensor.mean``, which adds pairwise: the fused kernels of PyTorch add one after the other when
+channels are last in memory, and lose a digit, enough to flip the sign of a ReLU now and then.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradinv.attacks.engine.rules.op import Op, Run, Saved, UnsupportedError, per_channel
+from gradinv.attacks.engine.rules.op import (
+    Op,
+    Run,
+    Saved,
+    UnsupportedError,
+    images_of,
+    rows_of,
+)
 
-_forward = torch.ops.aten.native_batch_norm.default
-_backward = torch.ops.aten.native_batch_norm_backward.default
+# Coefficient for each restart and channel, and the tensor (restart, position, channel).
+Term = tuple[Tensor, Tensor]
 
 
 class BatchNorm(Op):
@@ -51,157 +58,131 @@ class BatchNorm(Op):
         self.mean, self.var = mean, var
         self.training = mean is None
 
-    def _gamma(self, run: Run) -> Tensor | None:
-        return None if self.weight is None else run.weights[self.weight]
-
-    def _beta(self, run: Run) -> Tensor | None:
-        return None if self.bias is None else run.weights[self.bias]
-
     def forward(self, run: Run, saved: Saved, *inputs: Tensor) -> Tensor:
-        """Returns y; batch statistics are those of each restart alone."""
-        (x,) = inputs
-        if x.dim() not in {2, 4}:
-            raise UnsupportedError(f"batch norm of a {x.dim()}-dimensional input")
-        saved.x = x
-        gamma, beta = self._gamma(run), self._beta(run)
-        if not self.training:
-            assert self.mean is not None
-            assert self.var is not None
-            saved.mean = self.mean[None]
-            saved.invstd = (self.var + self.eps).rsqrt()[None]
-            return _forward(x, gamma, beta, self.mean, self.var, False, 0.0, self.eps)[0]
-        results = [
-            _forward(own, gamma, beta, None, None, True, 0.0, self.eps)
-            for own in x.chunk(run.restarts)
-        ]
-        saved.mean = torch.stack([mean for _, mean, _ in results])
-        saved.invstd = torch.stack([invstd for _, _, invstd in results])
-        return results[0][0] if len(results) == 1 else torch.cat([y for y, _, _ in results])
+        """Returns y; batch statistics are those of each restart alone.
 
-    def _sums(self, saved: Saved, gy: Tensor, restarts: int) -> tuple[Tensor, Tensor]:
-        """Returns sum(gy) and sum(gy xhat) of every restart and channel."""
-        return _stacked(
-            gy.chunk(restarts),
-            saved.x.chunk(restarts),
-            saved.mean.expand(restarts, -1),
-            saved.invstd.expand(restarts, -1),
-        )
+        Keeps x less its mean in train mode and x itself in eval mode, with the mean that is still
+        in it.
+        """
+        if inputs[0].dim() not in {2, 4}:
+            raise UnsupportedError(f"batch norm of a {inputs[0].dim()}-dimensional input")
+        saved.shape = inputs[0].shape
+        x = _apart(inputs[0], run)
+        if self.mean is not None and self.var is not None:
+            saved.x, saved.mean = x, self.mean[None]
+            saved.invstd = (self.var + self.eps).rsqrt()[None]
+        else:
+            saved.batch_mean = x.mean(1)
+            saved.x = x - saved.batch_mean[:, None]
+            saved.batch_var = saved.x.square().mean(1)
+            saved.invstd = (saved.batch_var + self.eps).rsqrt()
+            saved.mean = torch.zeros_like(saved.batch_mean)
+        saved.p = saved.invstd
+        if self.weight is not None:
+            saved.p = saved.invstd * run.weights[self.weight]
+        constant = -saved.p * saved.mean
+        if self.bias is not None:
+            constant = constant + run.weights[self.bias]
+        return _together(_sum(constant, (saved.p, saved.x)), saved)
+
+    def _products(self, saved: Saved, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the means of a tensor and of its product with xhat."""
+        mean = rows.mean(1)
+        with_x = (rows * saved.x).mean(1)
+        return mean, saved.invstd * (with_x - saved.mean * mean)
 
     def backward(
         self, run: Run, saved: Saved, gy: Tensor, *, wants_input: bool
     ) -> tuple[Tensor | None, ...]:
-        """Adds dL/dgamma and dL/dbeta; gx sums gy, x and 1 with a number for each channel."""
-        wants_own = any(name in run.wanted for name in self.parameters)
-        if wants_own or self.training:
-            total, with_xhat = self._sums(saved, gy, run.restarts)
-            saved.total, saved.with_xhat = total, with_xhat
+        """Adds dL/dgamma and dL/dbeta."""
+        saved.gy = _apart(gy, run)
+        if self.training or any(name in run.wanted for name in self.parameters):
+            saved.m1, saved.m2 = self._products(saved, saved.gy)
+            count = saved.gy.shape[1]
             if self.weight is not None and self.weight in run.wanted:
-                run.add_gradient(self.weight, list(with_xhat.clone().unbind()))
+                run.add_gradient(self.weight, list((saved.m2 * count).unbind()))
             if self.bias is not None and self.bias in run.wanted:
-                run.add_gradient(self.bias, list(total.clone().unbind()))
-        saved.gy = gy
+                run.add_gradient(self.bias, list((saved.m1 * count).unbind()))
         if not wants_input:
             return (None,)
-        p = self._p(run, saved)
         if not self.training:
-            return (_combined(run.restarts, None, (p, gy)),)
-        count = gy.numel() // gy.shape[1] // run.restarts
-        on_x = -p * saved.with_xhat / count * saved.invstd
-        constant = -p * saved.total / count - on_x * saved.mean
-        return (_combined(run.restarts, constant, (on_x, saved.x), (p, gy)),)
-
-    def _p(self, run: Run, saved: Saved) -> Tensor:
-        gamma = self._gamma(run)
-        return saved.invstd if gamma is None else saved.invstd * gamma
+            return (_together(saved.gy * saved.p[:, None], saved),)
+        on_x = -saved.p * saved.m2 * saved.invstd
+        terms = (on_x, saved.x), (saved.p, saved.gy)
+        return (_together(_sum(-saved.p * saved.m1, *terms), saved),)
 
     def tangent_forward(self, run: Run, saved: Saved, *tangents: Tensor | None) -> Tensor | None:
         """Returns R{y} = gamma R{xhat} + V_gamma xhat + V_beta."""
-        (r_x,) = tangents
         v_gamma, v_beta = _stack(run.direction(self.weight)), _stack(run.direction(self.bias))
-        if r_x is None and v_gamma is None and v_beta is None:
+        saved.r_x = None if tangents[0] is None else _apart(tangents[0], run)
+        if saved.r_x is None and v_gamma is None and v_beta is None:
             return None
-        zero = torch.zeros_like(saved.mean)
-        on_x = zero if v_gamma is None else v_gamma * saved.invstd
-        constant = zero if v_beta is None else v_beta
-        terms = []
-        saved.r_x = r_x
-        if r_x is not None:
-            p = self._p(run, saved)
-            terms.append((p, r_x))
-            if self.training:
-                saved.r_total, saved.r_with_xhat = self._sums(saved, r_x, run.restarts)
-                count = r_x.numel() // r_x.shape[1] // run.restarts
-                on_x = on_x - p * saved.r_with_xhat / count * saved.invstd
-                constant = constant - p * saved.r_total / count
-        constant = constant - on_x * saved.mean
-        return _combined(run.restarts, constant, (on_x, saved.x), *terms)
+        constant = torch.zeros_like(saved.p) if v_beta is None else v_beta
+        terms: list[Term] = [] if saved.r_x is None else [(saved.p, saved.r_x)]
+        on_xhat = v_gamma
+        if saved.r_x is not None and self.training:
+            saved.r_mean, saved.q = self._products(saved, saved.r_x)
+            constant = constant - saved.p * saved.r_mean
+            on_xhat = _plus(on_xhat, -saved.p * saved.q)
+        if on_xhat is not None:
+            on_x = on_xhat * saved.invstd
+            constant = constant - on_x * saved.mean
+            terms.append((on_x, saved.x))
+        return _together(_sum(constant, *terms), saved)
 
     def tangent_backward(self, run: Run, saved: Saved, r_gy: Tensor) -> tuple[Tensor, ...]:
         """Returns R{gx}."""
-        p, v_gamma = self._p(run, saved), _stack(run.direction(self.weight))
-        r_p = None if v_gamma is None else v_gamma * saved.invstd
-        terms = [(p, r_gy)]
+        rows, p, invstd = _apart(r_gy, run), saved.p, saved.invstd
+        v_gamma = _stack(run.direction(self.weight))
+        r_p = None if v_gamma is None else v_gamma * invstd
+        terms: list[Term] = [(p, rows)]
         if not self.training:
             if r_p is not None:
                 terms.append((r_p, saved.gy))
-            return (_combined(run.restarts, None, *terms),)
-        restarts = run.restarts
-        count = r_gy.numel() // r_gy.shape[1] // restarts
-        invstd = saved.invstd
-        r_total, r_with_xhat = self._sums(saved, r_gy, restarts)
-        on_xhat, constant = -p * r_with_xhat / count, -p * r_total / count
+            return (_together(_sum(None, *terms), saved),)
+        r_m1, r_m2 = self._products(saved, rows)
+        constant, on_xhat = -p * r_m1, -p * r_m2
         if saved.r_x is not None:
-            m1, m2 = saved.total / count, saved.with_xhat / count
-            r_mean, q = saved.r_total / count, saved.r_with_xhat / count
-            none, one = torch.zeros_like(invstd), torch.ones_like(invstd)
-            _, gy_r_x = _stacked(saved.r_x.chunk(restarts), saved.gy.chunk(restarts), none, one)
-            with_r_xhat = invstd * (gy_r_x / count - r_mean * m1 - q * m2)
-            r_p = -p * invstd * q if r_p is None else r_p - p * invstd * q
-            on_r_x = -p * m2 * invstd
+            gy_r_x = (saved.gy * saved.r_x).mean(1)
+            with_r_xhat = invstd * (gy_r_x - saved.r_mean * saved.m1 - saved.q * saved.m2)
+            r_p = _plus(r_p, -p * invstd * saved.q)
+            on_r_x = -p * saved.m2 * invstd
             terms.append((on_r_x, saved.r_x))
-            on_xhat = on_xhat - on_r_x * q - p * with_r_xhat
-            constant = constant - on_r_x * r_mean
+            constant = constant - on_r_x * saved.r_mean
+            on_xhat = on_xhat - on_r_x * saved.q - p * with_r_xhat
         if r_p is not None:
             terms.append((r_p, saved.gy))
-            on_xhat = on_xhat - r_p * saved.with_xhat / count
-            constant = constant - r_p * saved.total / count
-        on_x = on_xhat * invstd
-        constant = constant - on_x * saved.mean
-        return (_combined(restarts, constant, (on_x, saved.x), *terms),)
+            constant = constant - r_p * saved.m1
+            on_xhat = on_xhat - r_p * saved.m2
+        terms.append((on_xhat * invstd, saved.x))
+        return (_together(_sum(constant, *terms), saved),)
+
+
+def _apart(images: Tensor, run: Run) -> Tensor:
+    """Returns (restart, position, channel)."""
+    return rows_of(images).unflatten(0, (run.restarts, -1))
+
+
+def _together(rows: Tensor, saved: Saved) -> Tensor:
+    """Returns what :func:`_apart` took apart."""
+    return images_of(rows.flatten(0, 1), saved.shape)
 
 
 def _stack(parts: list[Tensor] | None) -> Tensor | None:
     return None if parts is None else torch.stack(parts)
 
 
-def _stacked(left: Any, right: Any, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns sum(left) and sum(left (right - mean) invstd), in one pass over both."""
-    with_right, total = [], []
-    for a, b, own_mean, own_invstd in zip(left, right, mean, invstd, strict=True):
-        _, one, two = _backward(
-            a, b, None, None, None, own_mean, own_invstd, True, 0.0, [False, True, True]
-        )
-        with_right.append(one)
-        total.append(two)
-    return torch.stack(total), torch.stack(with_right)
+def _plus(a: Tensor | None, b: Tensor) -> Tensor:
+    return b if a is None else a + b
 
 
-def _combined(
-    restarts: int, constant: Tensor | None, first: tuple[Tensor, Tensor], *more: Any
-) -> Tensor:
-    """Returns constant + sum of coefficient times tensor; coefficients are (restart, channel)."""
-
-    def apart(tensor: Tensor) -> Tensor:
-        return tensor.unflatten(0, (restarts, -1))
-
-    def spread(coefficient: Tensor) -> Tensor:
-        return per_channel(coefficient[:, None], first[1])
-
-    coefficient, tensor = first
+def _sum(constant: Tensor | None, first: Term, *more: Term) -> Tensor:
+    """Returns the constant plus every coefficient times its tensor."""
+    coefficient, rows = first
     if constant is None:
-        out = apart(tensor) * spread(coefficient)
+        out = rows * coefficient[:, None]
     else:
-        out = torch.addcmul(spread(constant), apart(tensor), spread(coefficient))
-    for coefficient, tensor in more:
-        out.addcmul_(apart(tensor), spread(coefficient))
-    return out.flatten(0, 1)
+        out = torch.addcmul(constant[:, None], rows, coefficient[:, None])
+    for coefficient, rows in more:
+        out.addcmul_(rows, coefficient[:, None])
+    return out

@@ -24,6 +24,32 @@ class UnsupportedError(Exception):
 
 
 @dataclass(eq=False)
+class Ghost:
+    """What stands for dL/dW where it is not formed, and then for v = alpha dL/dW + beta g.
+
+    Attributes:
+        inner: <dL/dW, g> of every restart.
+        own: |dL/dW|^2 of every restart.
+        alpha: set when the distance is known.
+        beta: set when the distance is known; None for 1.
+    """
+
+    inner: Tensor
+    own: Tensor
+    alpha: Tensor | None = None
+    beta: Tensor | None = None
+
+    def combined(self, restarts: int, on_alpha: Tensor, on_beta: Tensor) -> Tensor:
+        """Returns alpha times one tensor plus beta times another; batch first, restart first."""
+        assert self.alpha is not None
+        shape = (restarts, *([1] * on_alpha.dim()))
+        first, second = (t.unflatten(0, (restarts, -1)) for t in (on_alpha, on_beta))
+        if self.beta is not None:
+            second = second * self.beta.view(shape)
+        return torch.addcmul(second, first, self.alpha.view(shape)).flatten(0, 1)
+
+
+@dataclass(eq=False)
 class Run:
     """One evaluation: what all operations share.
 
@@ -33,12 +59,18 @@ class Run:
         wanted: parameters whose gradient is matched.
         gradients: parameter name -> one gradient for each restart; filled by the backward pass,
             turned into the direction v in place before the tangent passes.
+        observed: the observed gradient of those weights that may stay ghosts.
+        ghosts: parameter name -> what stands for its gradient.
+        low: the weights in the type of the tangent passes' products; None for their own.
     """
 
     restarts: int
     weights: Mapping[str, Tensor]
     wanted: frozenset[str]
     gradients: dict[str, list[Tensor]] = field(default_factory=dict)
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
+    ghosts: dict[str, Ghost] = field(default_factory=dict)
+    low: Mapping[str, Tensor] | None = None
 
     def add_gradient(self, name: str, parts: list[Tensor]) -> None:
         """Adds one gradient for each restart to the parameter's; it may be used more than once."""
@@ -47,6 +79,10 @@ class Run:
             self.gradients[name] = parts
         else:
             self.gradients[name] = [a + b for a, b in zip(known, parts, strict=True)]
+
+    def tangent_weight(self, name: str) -> Tensor:
+        """Returns a weight as the tangent passes take it."""
+        return self.weights[name] if self.low is None else self.low[name]
 
     def direction(self, name: str | None) -> list[Tensor] | None:
         """Returns v of a parameter, one tensor for each restart; None where v is zero."""
@@ -86,9 +122,10 @@ class Op:
 
     def replay_backward(
         self, run: Run, saved: Saved, pattern: Saved, gy: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Tensor, ...]:
         """Returns dL/d(input) of the replayed pass."""
-        return self.backward(run, saved, gy, wants_input=True)
+        results = self.backward(run, saved, gy, wants_input=True)
+        return tuple(result for result in results if result is not None)
 
 
 class PatternOp(Op):
@@ -127,7 +164,7 @@ class PatternOp(Op):
 
     def replay_backward(
         self, run: Run, saved: Saved, pattern: Saved, gy: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Tensor, ...]:
         """Returns the recorded transposed map of ``gy``."""
         return self.pull(pattern, gy)
 
@@ -140,6 +177,21 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
 def channels_last(x: Tensor) -> Tensor:
     """Returns images in the memory order (batch, height, width, channel), others as they are."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
+
+
+def rows_of(images: Tensor) -> Tensor:
+    """Returns channels-last images as a matrix (batch * height * width, channel)."""
+    if images.dim() == 2:
+        return images
+    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
+
+
+def images_of(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Returns what :func:`rows_of` took apart, with ``shape``."""
+    if len(shape) == 2:
+        return rows
+    _, channels, height, width = shape
+    return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 def pair(value: Any) -> list[int]:

@@ -126,6 +126,10 @@ class Affine(PatternOp):
             raise UnsupportedError("arithmetic with a constant that changes the shape")
         return y
 
+    def replay(self, run: Run, saved: Saved, pattern: Saved, *inputs: Tensor) -> Tensor:
+        """Returns x scale + shift; a tangent has no shift, an activation has."""
+        return self.forward(run, saved, *inputs)
+
     def push(self, saved: Saved, *inputs: Tensor | None) -> Tensor:
         """Returns x scale."""
         assert inputs[0] is not None

@@ -10,12 +10,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from gradinv.attacks.engine.rules import pointwise
+from gradinv.attacks.engine.rules.convolution import Convolution
 from gradinv.attacks.engine.rules.norm import BatchNorm
 from gradinv.attacks.engine.rules.op import Op, UnsupportedError, pair
 from gradinv.attacks.engine.rules.pointwise import LeakyReLU, ReLU, Smooth
 from gradinv.attacks.engine.rules.pooling import AdaptiveAvgPool, AvgPool, MaxPool, Mean
 from gradinv.attacks.engine.rules.shape import Add, Affine, Concatenate, Identity, Reshape
-from gradinv.attacks.engine.rules.weighted import Convolution, Linear
+from gradinv.attacks.engine.rules.weighted import Linear
 from gradinv.models.normalize import Normalize
 
 # A rule, and the nodes of the graph that it takes.

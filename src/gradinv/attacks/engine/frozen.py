@@ -1,0 +1,73 @@
+"""Finite differences with frozen patterns: an approximate dc/dx by two first-order passes.
+
+dc/dx = d/d eps grad_x L(theta + eps v) at eps = 0, taken as a difference quotient. On a network
+with kinks that is wrong by any factor whatever the step, because ReLUs change sign between the two
+points. So the masks of ReLUs and the indices of max-pools are recorded at theta and replayed at
+theta + eps v; what is left of the network is smooth.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gradinv.attacks.engine.base import Evaluated
+from gradinv.attacks.engine.program import Injection
+from gradinv.attacks.engine.rules.norm import BatchNorm
+from gradinv.attacks.engine.rules.op import Run, Saved, channels_last
+from gradinv.attacks.engine.traced import TracedEngine
+
+# Length of the step over that of the weights: between float rounding and curvature.
+_STEP = {torch.float32: 1e-5, torch.float64: 1e-7}
+
+
+class FrozenPattern(TracedEngine):
+    """The cost, and its gradient within about one percent, for 5/7 of the exact way's work."""
+
+    way = "frozen-pattern"
+
+    def step(self, images: Float[Tensor, "restart batch channel height width"]) -> Evaluated:
+        """Returns cost, matching cost and dc/dx, one restart after the other."""
+        parts = [self._single(batch[None]) for batch in images]
+        return Evaluated(
+            torch.cat([part.cost for part in parts]),
+            torch.cat([part.matching for part in parts]),
+            torch.cat([part.gradient for part in parts]),
+        )
+
+    def _single(self, images: Tensor) -> Evaluated:
+        run = self.new_run(1)
+        tape, _, gx = self.first_order(run, images, to_images=True)
+        assert gx is not None
+        matching, factor = self.matcher.direct(run)
+        names = sorted(self.wanted)
+        size = torch.stack([self.weights[name].norm() for name in names]).norm()
+        along = torch.stack([run.gradients[name][0].norm() for name in names]).norm()
+        step = _STEP[images.dtype] * size / along.clamp_min(torch.finfo(along.dtype).tiny)
+        moved = dict(self.weights)
+        for name in names:
+            moved[name] = run.gradients[name][0].mul_(step).add_(self.weights[name])
+        penalty, inject = self.batch_norm_terms(run, tape, factor)
+        there = self._replayed(Run(1, moved, frozenset()), tape, images, _scaled(inject, step))
+        gradient = (there - gx).unflatten(0, images.shape[:2]) * (factor / step)
+        return self.evaluated(images, matching, penalty, gradient)
+
+    def _replayed(
+        self, run: Run, pattern: list[Saved], images: Tensor, inject: Injection | None
+    ) -> Tensor:
+        """Returns dL/dx at other weights, with the recorded pattern."""
+        tape: list[Saved] = []
+        x = channels_last(images.flatten(0, 1))
+        probabilities = torch.softmax(self.program.replay(run, tape, pattern, x), 1)
+        gy = self.loss_adjoint(probabilities, 1)
+        return self.program.replay_backward(run, tape, pattern, gy, inject)
+
+
+def _scaled(inject: Injection | None, step: Tensor) -> Injection | None:
+    """Returns adjoints so small that the difference quotient makes them what they were."""
+    if inject is None:
+        return None
+
+    def scaled(op: BatchNorm, saved: Saved) -> Tensor:
+        return inject(op, saved) * step
+
+    return scaled
