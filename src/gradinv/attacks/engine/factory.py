@@ -9,11 +9,13 @@ from gradinv.attacks.engine.base import Engine, Problem
 from gradinv.attacks.engine.exact import ExactROperator
 from gradinv.attacks.engine.plain import PlainDoubleBackward
 from gradinv.attacks.engine.rules.op import UnsupportedError
+from gradinv.attacks.engine.simulated import SimulatedTraining
 from gradinv.attacks.engine.tracing import trace
 from gradinv.attacks.objectives import Distance, Regularizer, Target
 from gradinv.errors import AttackError, ConfigError, did_you_mean
 from gradinv.federated.client import logits
 from gradinv.federated.observation import Observation
+from gradinv.federated.protocol import FedAvg
 
 WAYS = ("auto", "exact", "plain")
 
@@ -30,6 +32,8 @@ def engine_for(
 ) -> Engine:
     """Returns the fastest exact engine that knows every operation of the network.
 
+    An update of FedAvg is simulated, by autograd, whatever the network.
+
     Args:
         model: f_theta in the observation's mode.
         observation: g and what is known beside it; labels must be known.
@@ -43,7 +47,7 @@ def engine_for(
 
     Raises:
         AttackError: labels or statistics were not revealed, or a way is asked for that does not
-            know an operation of the network.
+            know an operation of the network, or local training.
         ConfigError: there is no such way.
     """
     if way not in WAYS:
@@ -51,6 +55,13 @@ def engine_for(
             f"expected a way to compute the gradient, got {way!r}; {did_you_mean(way, WAYS)}"
         )
     settings = {"distance": distance, "regularizers": regularizers, "target": target}
+    if isinstance(observation.protocol, FedAvg):
+        if way == "exact":
+            raise AttackError(
+                "expected an update of FedSGD for the R-operator, got one of FedAvg; use "
+                "way='auto', or approximate it by one gradient (observation.as_one_gradient())"
+            )
+        return SimulatedTraining(model, observation, **settings, soft_labels=soft_labels)
     if soft_labels and way == "exact":
         raise AttackError(
             "expected known labels for the exact R-operator, which does not differentiate them, "
