@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from gradinv.attacks import Attack, preset
 from gradinv.audit.plan import AuditConfig
+from gradinv.audit.protocol import local_training_note, protocol_of, reveal_of
 from gradinv.data import ClientBatch, ImageSet, load_images
 from gradinv.environment import versions
 from gradinv.errors import AttackError, ConfigError, PriorError
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.lpips import Lpips
-from gradinv.federated import Defense, FedSGD, Protocol, Reveal, parse_defense
+from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense
 from gradinv.models import build_model, fingerprint, load_weights
 from gradinv.priors import Generator, embedded_prior, load_generator
 
@@ -150,6 +151,8 @@ class Setup:
                 "The labels were hidden: each attack used those that it recovered from the update. "
                 "Their accuracy is the fraction found, repeats counted."
             )
+        if isinstance(self.protocol, FedAvg):
+            notes.append(local_training_note(self.protocol, self.reveal, self.config.batch_size))
         if self.judge.lpips is None:
             notes.append(
                 "LPIPS is absent: its SqueezeNet weights were not given (--lpips-weights FILE)."
@@ -264,8 +267,8 @@ def prepare(config: AuditConfig) -> Setup:
         config=config,
         device=device,
         model=model,
-        protocol=FedSGD(mode=config.mode),
-        reveal=Reveal(labels=not config.hide_labels, bn_statistics=config.reveal_bn),
+        protocol=protocol_of(config),
+        reveal=reveal_of(config),
         client=client,
         server=Server(attacks, prior),
         judge=Judge(client.images, lpips, config.seed),
