@@ -47,6 +47,10 @@ def test_nothing_given_means_the_defaults():
             {"protocol": "fedavg", "local_batch_size": 5},
             "--local-batch-size of at most --batch-size, got 5 of 4; lower it",
         ),
+        (
+            {"protocol": "fedavg", "reveal_order": True, "hide_labels": True},
+            "expected either --reveal-order or --hide-labels, got both",
+        ),
         ({"protocol": "fedavg", "local_lr": 0.0}, "--local-lr above 0 and finite, got 0.0"),
         (
             {"protocol": "fedavg", "local_lr": float("nan")},

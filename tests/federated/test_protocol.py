@@ -29,6 +29,11 @@ def test_unknown_values():
         Reveal(bn_statistics=unknown)
 
 
+def test_an_order_of_nothing():
+    with pytest.raises(ConfigError, match="expected revealed labels with a revealed order, got"):
+        Reveal(labels=False, order=True)
+
+
 def test_nobody():
     with pytest.raises(ConfigError, match="expected at least 1 client, got 0; give the number"):
         Reveal(clients=0)

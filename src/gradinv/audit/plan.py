@@ -134,6 +134,11 @@ class AuditConfig:
         assert self.local_batch_size is not None
         assert self.local_lr is not None
         assert self.local_momentum is not None
+        if self.reveal_order and self.hide_labels:
+            raise ConfigError(
+                "expected either --reveal-order or --hide-labels, got both; an order says nothing "
+                "about images without labels: leave one of them out"
+            )
         if self.local_batch_size > self.batch_size:
             raise ConfigError(
                 f"expected --local-batch-size of at most --batch-size, got {self.local_batch_size} "

@@ -138,10 +138,12 @@ class Reveal:
             statistics as a proxy; "exact", those of the client's batch.
         clients: number of clients whose updates are summed (secure aggregation); 1 is none.
         order: whether the server knows which images made which local step (FedAvg). A client
-            draws that for itself, so it is known in the upper bound alone.
+            draws that for itself, so it is known in the upper bound alone. Images go by their
+            labels here, so these must be known too.
 
     Raises:
-        ConfigError: an unknown kind of statistics, or fewer than one client.
+        ConfigError: an unknown kind of statistics, fewer than one client, or an order of images
+            without labels.
     """
 
     labels: bool = True
@@ -159,6 +161,11 @@ class Reveal:
             raise ConfigError(
                 f"expected at least 1 client, got {self.clients}; give the number of clients "
                 "whose updates are summed"
+            )
+        if self.order and not self.labels:
+            raise ConfigError(
+                "expected revealed labels with a revealed order, got hidden ones; an order says "
+                "nothing about images that nothing is known of: reveal both, or no order"
             )
 
 
