@@ -188,11 +188,11 @@ def test_one_local_step_is_attacked_as_fedsgd_is():
     torch.testing.assert_close(found.objective, expected.objective, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["gi-x+bn", "gi-z/w", "gi-w"])
+@pytest.mark.parametrize("name", ["dlg", "ggl", "gi-x+bn", "gi-z/w", "gi-w"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_other_attacks_run_and_resume(name, mode):
     model, sent = trained(replace(SPLIT, mode=mode), order=False, double=False)
-    prior, attack = tiny_prior(), preset(name).scaled(0.004)
+    prior, attack = tiny_prior(), preset(name).scaled(0.008)
     states: list[Checkpoint] = []
 
     def remember(progress):
