@@ -396,6 +396,22 @@ def test_setting_is_at_the_top(run):
     assert facts["Labels"] == "known to the server"
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"local_epochs": 5, "local_batch_size": 4, "local_lr": 0.05, "local_momentum": 0.0},
+         "FedAvg, 5 epochs in mini-batches of 4, lr 0.05"),
+        ({"local_epochs": 1, "local_batch_size": 2, "local_lr": 0.1, "local_momentum": 0.9},
+         "FedAvg, 1 epoch in mini-batches of 2, lr 0.1, momentum 0.9"),
+    ],
+)  # fmt: skip
+def test_local_training_is_at_the_top_too(run, settings, words):
+    audit = audit_of(run)
+    audit["config"] |= {"protocol": "fedavg", **settings}
+    write_json(run / "audit.json", audit)
+    assert words in text_of(page_of(run).find("dl", class_="facts")[0])
+
+
 def test_settings_are_all_there():
     groups = dict(
         settings_of(

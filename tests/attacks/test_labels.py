@@ -10,7 +10,15 @@ from gradinv.attacks import invert, preset
 from gradinv.attacks.labels import LabelMethod, RecoveredLabels, _whole, recover_labels
 from gradinv.data import ClientBatch
 from gradinv.errors import AttackError
-from gradinv.federated import FedSGD, Observation, Reveal, loss_gradient, observe, parse_defense
+from gradinv.federated import (
+    FedAvg,
+    FedSGD,
+    Observation,
+    Reveal,
+    loss_gradient,
+    observe,
+    parse_defense,
+)
 from gradinv.models import build_model
 from tests.attacks.tiny import tiny_victim
 
@@ -241,3 +249,24 @@ def test_labels_do_not_move_to_another_type(generator):
     assert found.labels.tolist() == [1, 3]
     assert isinstance(found.labels, Tensor)
     assert found.labels.dtype == torch.int64
+
+
+def test_an_update_of_several_local_steps_is_read_as_one_gradient():
+    """The same labels as in the gradient, only that nothing is certain any more."""
+    model = network()
+    for seed, labels in enumerate(([0, 0, 3, 5], [2], [1, 1, 1, 4])):
+        batch = batch_of(labels, seed=seed)
+        sent = observe(
+            model,
+            batch,
+            protocol=FedAvg(local_epochs=3, lr=0.01, momentum=0.5),
+            reveal=Reveal(labels=False),
+        )
+        found = recover_labels(sent, model)
+        assert found.labels.tolist() == labels
+        assert not found.exact
+        once = observe(model, batch, protocol=FedAvg(1, lr=0.1), reveal=Reveal(labels=False))
+        assert recover_labels(once, model).exact == (len(labels) == 1)
+        if len(labels) > 1:
+            continue
+        assert invert(sent, model, preset("gi-x:steps=1")).labels.tolist() == labels

@@ -147,3 +147,15 @@ def test_an_attack_describes_every_number():
     text = str(preset("gi-z/w").describe())
     assert "'lr': 0.0005" in text
     assert "'kind': 'TotalVariation'" in text
+
+
+def test_updates_of_several_local_steps_are_simulated_unless_told_otherwise():
+    assert preset("gi-x").fedavg == "simulate"
+    attack = preset("gi-x:tv=0.5:fedavg=approximate")
+    assert attack.fedavg == "approximate"
+    assert attack.stages[0].regularizers == (TotalVariation(0.5),)
+    assert preset("gi-z:fedavg=simulate") == PRESETS["gi-z"]
+    with pytest.raises(ConfigError, match=r"expected fedavg=simulate or .*, got 'fedavg=exact'"):
+        preset("gi-x:fedavg=exact")
+    with pytest.raises(ConfigError, match="write gi-x:fedavg=approximate"):
+        preset("gi-x:fedavg")

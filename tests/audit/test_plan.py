@@ -37,7 +37,26 @@ def test_nothing_given_means_the_defaults():
         ({"steps_scale": float("nan")}, "--steps-scale above 0 and finite, got nan"),
         ({"seconds": float("inf")}, "--seconds above 0 and finite, got inf"),
         ({"channels": 2}, "--channels 1 (grey) or 3 (RGB), got 2"),
-        ({"protocol": "fedavg"}, "expected --protocol fedsgd, got 'fedavg'"),
+        ({"local_epochs": 5}, "--protocol fedavg with --local-epochs, got fedsgd; add --protocol"),
+        ({"local_lr": 0.1, "reveal_order": True}, "with --local-lr, --reveal-order, got fedsgd"),
+        ({"local_batch_size": 2}, "--protocol fedavg with --local-batch-size, got fedsgd"),
+        ({"local_momentum": 0.0}, "--protocol fedavg with --local-momentum, got fedsgd"),
+        ({"protocol": "fedavg", "local_epochs": 0}, "--local-epochs of at least 1, got 0"),
+        ({"protocol": "fedavg", "local_batch_size": 0}, "--local-batch-size of at least 1, got 0"),
+        (
+            {"protocol": "fedavg", "local_batch_size": 5},
+            "--local-batch-size of at most --batch-size, got 5 of 4; lower it",
+        ),
+        (
+            {"protocol": "fedavg", "reveal_order": True, "hide_labels": True},
+            "expected either --reveal-order or --hide-labels, got both",
+        ),
+        ({"protocol": "fedavg", "local_lr": 0.0}, "--local-lr above 0 and finite, got 0.0"),
+        (
+            {"protocol": "fedavg", "local_lr": float("nan")},
+            "--local-lr above 0 and finite, got nan",
+        ),
+        ({"protocol": "fedavg", "local_momentum": 1.0}, "--local-momentum in [0, 1), got 1.0"),
         ({"attack": ("gi-x", "gi-x")}, "each --attack once, got gi-x more than once"),
         ({"defense": ("none", "none")}, "each --defense once, got none more than once"),
     ],
@@ -55,6 +74,21 @@ def test_stored_settings_are_checked_all_at_once():
 
 def test_settings_survive_json():
     config = AuditConfig(attack=("gi-x", "gi-z"), steps_scale=0.1, data="a")
+    assert AuditConfig.from_mapping(json.loads(json.dumps(config.settings()))) == config
+
+
+def test_local_training_has_defaults_once_it_is_asked_for():
+    def local(**settings):
+        config = AuditConfig(**settings)
+        return tuple(
+            getattr(config, f"local_{name}") for name in ("epochs", "batch_size", "lr", "momentum")
+        )
+
+    assert local() == (None, None, None, None)
+    assert local(protocol="fedavg", batch_size=6) == (5, 6, 0.01, 0.0)
+    given = {"local_epochs": 2, "local_batch_size": 3, "local_lr": 0.5, "local_momentum": 0.9}
+    assert local(protocol="fedavg", **given) == (2, 3, 0.5, 0.9)
+    config = AuditConfig(protocol="fedavg", **given)
     assert AuditConfig.from_mapping(json.loads(json.dumps(config.settings()))) == config
 
 

@@ -78,7 +78,7 @@ def test_the_version(capsys):
     ("arguments", "message"),
     [
         ("audit --attack gi-xx", "did you mean 'gi-x'?"),
-        ("audit --protocol fedavg", "expected --protocol fedsgd, got 'fedavg'"),
+        ("audit --local-epochs 2", "expected --protocol fedavg with --local-epochs, got fedsgd"),
         ("audit --data nowhere", "nothing at nowhere"),
         ("audit --batches 0", "expected --batches of at least 1, got 0"),
         ("invert nowhere", "expected an update as a safetensors file at nowhere"),

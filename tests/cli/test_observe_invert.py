@@ -16,7 +16,7 @@ from gradinv.audit.setup import prepare
 from gradinv.cli import invert as module
 from gradinv.cli import main
 from gradinv.cli.invert import grid_png
-from gradinv.federated import Observation
+from gradinv.federated import FedAvg, Observation
 from gradinv.files import load_tensors, save_tensors
 from tests.audit.world import config
 
@@ -53,6 +53,42 @@ def test_an_attack_on_it_finds_what_the_audit_finds(update, capsys):
     assert torch.equal(found["stage/0/cost"], audited["stage/0/cost"])
     assert header["kind"] == "reconstruction"
     assert header["labels"] == Observation.load(update).labels.tolist()  # type: ignore[union-attr]
+
+
+FEDAVG = shlex.split("--protocol fedavg --local-epochs 2 --local-batch-size 1 --local-lr 0.3")
+
+
+@pytest.mark.parametrize("reveal", [False, True])
+def test_local_training_is_the_one_that_an_audit_attacks(capsys, reveal):
+    flag = ["--reveal-order"] if reveal else []
+    assert main([*OBSERVE, *FEDAVG, *flag]) == 0
+    saved = Observation.load(Path("u.safetensors"))
+    settings = {
+        "protocol": "fedavg", "local_epochs": 2, "local_batch_size": 1, "local_lr": 0.3,
+        "reveal_order": reveal,
+    }  # fmt: skip
+    setup = prepare(config(defense=("noise:0.001",), **settings))
+    attacked = observe_planned(setup, Cell("gi-x", "noise:0.001", 1))
+    assert all(torch.equal(saved.gradient[n], attacked.gradient[n]) for n in saved.gradient)
+    assert saved.protocol == attacked.protocol == FedAvg(2, 1, lr=0.3)
+    assert saved.order == attacked.order
+    assert (saved.order is not None) == reveal
+
+
+def test_an_update_of_local_training_is_inverted_either_way(capsys):
+    assert main([*OBSERVE, *FEDAVG]) == 0
+    costs = []
+    for how in ("simulate", "approximate"):
+        command = shlex.split(f"invert u.safetensors --attack gi-x:fedavg={how} --device cpu")
+        assert main([*command, "--steps-scale", "0.01", "--out", how]) == 0
+        costs.append(json.loads(Path(how, "invert.json").read_text())["objective"])
+    assert costs[0] != costs[1]
+
+
+def test_options_of_local_training_need_local_training(capsys):
+    assert main([*OBSERVE, "--local-lr", "0.3"]) == 2
+    assert "expected --protocol fedavg with --local-lr, got fedsgd" in capsys.readouterr().err
+    assert not Path("u.safetensors").exists()
 
 
 def test_pictures_tensors_and_numbers_are_written(update, capsys):

@@ -37,22 +37,31 @@ def test_no_options_are_the_defaults_of_the_contract():
 def test_every_option_of_audit_arrives():
     given = {
         "data": "d", "image_size": 64, "channels": 3, "model": "resnet18", "weights": "w",
-        "batch_size": 8, "batches": 3, "mode": "train", "protocol": "fedsgd",
+        "batch_size": 8, "batches": 3, "mode": "train", "protocol": "fedavg",
+        "local_epochs": 2, "local_batch_size": 4, "local_lr": 0.1, "local_momentum": 0.9,
+        "reveal_order": True,
         "attack": ("gi-x", "gi-z"), "defense": ("none", "noise:0.01"), "reveal_bn": "exact",
         "prior": "p", "steps_scale": 0.5, "restarts": 2, "seconds": 9.0, "seed": 4,
         "device": "cpu", "out": "o", "lpips_weights": "l", "workers": 2,
-        "hide_labels": True,
+        "hide_labels": False,
     }  # fmt: skip
     assert set(given) == {field.name for field in dataclasses.fields(AuditConfig)}
     arguments = ["audit", "--json"]
     for name, value in given.items():
         for item in value if isinstance(value, tuple) else (value,):
             option = "--" + name.replace("_", "-")
-            arguments += [option] if item is True else [option, str(item)]
+            if item is not False:
+                arguments += [option] if item is True else [option, str(item)]
     options = parse(arguments)
     assert isinstance(options, Audit)
     assert options.json
     assert dataclasses.asdict(options.config) == given
+
+
+def test_labels_can_be_hidden():
+    options = parse(["audit", "--hide-labels"])
+    assert isinstance(options, Audit)
+    assert options.config.hide_labels
 
 
 def test_a_setting_without_meaning_is_no_usage_error():

@@ -78,7 +78,14 @@ def everything_the_same(first: Observation, second: Observation) -> bool:
         and list(first.bn_statistics or {}) == list(second.bn_statistics or {})
         and all(
             getattr(first, name) == getattr(second, name)
-            for name in ("batch_size", "image_shape", "num_classes", "protocol", "defenses")
+            for name in (
+                "batch_size",
+                "image_shape",
+                "num_classes",
+                "protocol",
+                "defenses",
+                "order",
+            )
         )
         and (first.clients, dict(first.model)) == (second.clients, dict(second.model))
     )
@@ -101,7 +108,7 @@ class TestBarrier:
     def test_nothing_but_the_fields_that_are_known(self, model, batch):
         assert set(vars(observe(model, batch, reveal=EVERYTHING))) == {
             *("gradient", "batch_size", "image_shape", "num_classes", "labels", "bn_statistics"),
-            *("protocol", "defenses", "clients", "model"),
+            *("protocol", "defenses", "clients", "model", "order"),
         }
 
     def test_no_graph_leads_back_to_the_images(self, model, batch):

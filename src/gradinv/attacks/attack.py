@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -24,6 +24,9 @@ from gradinv.priors.generator import Generator
 
 FEATURE_STEP = 0.4
 """Cost of a step on features over one on gradients: 3 of 8 forward passes, and the generator."""
+
+LocalTraining = Literal["simulate", "approximate"]
+"""How an update of FedAvg is explained: by training on the trial images, or as one gradient."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,9 @@ class Attack:
         best_stage: return the stage with the least matching cost (Fang et al. 2023) instead of the
             last one.
         tensors: match only this many tensors of largest norm; all when None.
+        fedavg: for updates of several local steps: "simulate" them and differentiate through all
+            of them, or "approximate" the update by one gradient at the weights that were sent out.
+            Nothing depends on it where the client made a single step.
         reference: where the method comes from.
     """
 
@@ -100,6 +106,7 @@ class Attack:
     restarts: int = 1
     best_stage: bool = False
     tensors: int | None = None
+    fedavg: LocalTraining = "simulate"
     reference: str = ""
 
     @property

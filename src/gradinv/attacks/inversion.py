@@ -25,6 +25,7 @@ from gradinv.attacks.objectives import Target
 from gradinv.attacks.peeling import Peeled, peel
 from gradinv.attacks.penultimate import Clues, FeatureEngine
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
+from gradinv.attacks.simulation import as_attacked
 from gradinv.attacks.spaces import Scene, Solution
 from gradinv.errors import AttackError, ConfigError, PriorError
 from gradinv.federated.observation import Observation, check_fits
@@ -126,7 +127,8 @@ class Search:
         peeled: Peeled | None = None,
     ) -> None:
         weight = next(model.parameters())
-        self.observation = observation.to(weight.device, weight.dtype)
+        attacked = as_attacked(observation, attack.fedavg, torch.Generator().manual_seed(seed))
+        self.observation = attacked.to(weight.device, weight.dtype)
         self.attack = attack
         self.seconds = seconds
         _require_steady(model, attack)

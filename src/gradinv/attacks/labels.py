@@ -17,6 +17,7 @@ from gradinv.attacks.head import Head, find_head, random_images
 from gradinv.errors import AttackError
 from gradinv.federated.defenses import Noise, Sparsify
 from gradinv.federated.observation import Observation
+from gradinv.federated.protocol import FedAvg
 
 PROBES = 32
 """Random images that tell the server how large features usually are, and what p usually is."""
@@ -71,6 +72,9 @@ def recover_labels(
 ) -> RecoveredLabels:
     """Returns the labels that the update gives away.
 
+    An update of FedAvg is read as one gradient of the whole batch, which is right to first order
+    in the local learning rate.
+
     Args:
         observation: what the server saw; its own labels are not looked at.
         model: f_theta in the protocol's mode.
@@ -87,11 +91,14 @@ def recover_labels(
     parameter = next(model.parameters())
     probes = random_images(PROBES, observation.image_shape, source)
     head = find_head(model, probes.to(parameter.device, parameter.dtype))
-    update = _Update.of(observation, head)
+    protocol, count = observation.protocol, observation.batch_size
+    approximate = isinstance(protocol, FedAvg) and protocol.steps(count) > 1
+    update = _Update.of(observation.as_one_gradient(), head)
     gap, exact = 0.0, False
     if method is LabelMethod.IDLG:
         counts = _idlg(update)
-        exact = not any(isinstance(d, Noise | Sparsify) for d in observation.defenses)
+        hidden = any(isinstance(d, Noise | Sparsify) for d in observation.defenses)
+        exact = not (approximate or hidden)
     elif method is LabelMethod.COLUMN_MINIMUM:
         counts = _column_minimum(update)
     else:

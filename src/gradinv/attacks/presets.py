@@ -5,9 +5,11 @@ on network, defence and data: ``preset("gi-x:tv=0.03")`` sets another.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import get_args
 
 from gradinv.attacks.analytic import AnalyticAttack
-from gradinv.attacks.attack import Adam, Attack, Stage
+from gradinv.attacks.attack import Adam, Attack, LocalTraining, Stage
 from gradinv.attacks.consensus import GroupConsistency
 from gradinv.attacks.evolution import CMA
 from gradinv.attacks.features import Features
@@ -160,7 +162,7 @@ def _with_restarts(attack: Attack, values: Sequence[float]) -> Attack:
     return attack.with_restarts(int(values[0]))
 
 
-_SETTINGS = {
+_NUMBERS = {
     "tv": Attack.with_total_variation,
     "lr": Attack.with_learning_rates,
     "steps": Attack.with_steps,
@@ -173,10 +175,12 @@ def preset(spec: str) -> Attack:
 
     ``gi-z/w:tv=0,0.01:lr=0.03,0.001`` sets one value for each stage. The best TV weight depends on
     network, defence and data, and cannot be known without them; that is why it can be set.
+    ``gi-x:fedavg=approximate`` takes an update of several local steps for one gradient.
 
     Raises:
         AttackError: no such method; the nearest name is given.
-        ConfigError: a setting other than tv, lr, steps and restarts, or one that does not fit.
+        ConfigError: a setting other than tv, lr, steps, restarts and fedavg, or one that does not
+            fit.
     """
     name, *settings = spec.split(":")
     if name not in PRESETS:
@@ -191,14 +195,26 @@ def preset(spec: str) -> Attack:
         )
     for setting in settings:
         key, _, values = setting.partition("=")
+        if key == "fedavg":
+            attack = _with_fedavg(attack, values)
+            continue
         try:
             numbers = [float(value) for value in values.split(",")]
         except ValueError:
             numbers = []
-        if key not in _SETTINGS or not numbers:
+        if key not in _NUMBERS or not numbers:
             raise ConfigError(
                 "expected attack settings such as tv=0.01, lr=0.03,0.001, steps=400,600 or "
                 f"restarts=3, got '{setting}'; write {name}:tv=0.01"
             )
-        attack = _SETTINGS[key](attack, numbers)
+        attack = _NUMBERS[key](attack, numbers)
     return attack
+
+
+def _with_fedavg(attack: Attack, value: str) -> Attack:
+    if value not in get_args(LocalTraining):
+        raise ConfigError(
+            f"expected fedavg=simulate or fedavg=approximate, got 'fedavg={value}'; "
+            f"write {attack.name}:fedavg=approximate"
+        )
+    return replace(attack, fedavg=value)

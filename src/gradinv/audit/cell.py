@@ -84,7 +84,7 @@ def observe_cell(
         protocol: what the client computes.
         defenses: what it does to the update.
         reveal: what else the server gets to know.
-        seed: of the defence's noise, and of dropout in train mode.
+        seed: of the order of local steps, of the defence's noise, and of dropout in train mode.
         model_info: free text about the network.
     """
     device = next(model.parameters()).device

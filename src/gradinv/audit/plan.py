@@ -32,7 +32,7 @@ class AuditConfig:
     """The set-up under audit, and the attacks to try on it.
 
     Raises:
-        ConfigError: a value that has no meaning, or a protocol that is not supported yet.
+        ConfigError: a value that has no meaning, or an option of FedAvg without FedAvg.
     """
 
     data: Annotated[str | None, _hint("160 embedded Fashion-MNIST test images", "PATH")] = None
@@ -46,13 +46,23 @@ class AuditConfig:
     weights: Annotated[str | None, _hint("random, from --seed", "FILE")] = None
     """Weights of the network, safetensors."""
     batch_size: int = 4
-    """Images in one client batch."""
+    """Images in one client batch; with fedavg, the client's whole local data set."""
     batches: int = 2
     """Client batches to attack; each is a round of its own. Intervals need 2 or more."""
     mode: Literal["eval", "train"] = "eval"
-    """Mode of batch-norm while the client computes its gradient; eval is the worst case."""
+    """Mode of batch-norm while the client computes its update; eval is the worst case."""
     protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
-    """What a client sends: one gradient (fedsgd). fedavg is not supported yet."""
+    """What a client sends: one gradient (fedsgd), or what local training changed (fedavg)."""
+    local_epochs: Annotated[int | None, _hint("5 with fedavg", "N")] = None
+    """Passes of local training over the client's batch (fedavg)."""
+    local_batch_size: Annotated[int | None, _hint("the whole batch", "N")] = None
+    """Images in one local step (fedavg); the client shuffles its batch in every epoch."""
+    local_lr: Annotated[float | None, _hint("0.01 with fedavg", "LR")] = None
+    """Step size of local SGD (fedavg)."""
+    local_momentum: Annotated[float | None, _hint("0 with fedavg", "M")] = None
+    """Momentum of local SGD (fedavg)."""
+    reveal_order: bool = False
+    """The server knows which images made which local step (fedavg): the upper bound."""
     attack: Annotated[tuple[str, ...], _hint("gi-x and gi-z/w; repeatable", "NAME")] = ()
     """An attack, such as gi-x, gi-z, gi-w, gi-z/x or gi-z/w."""
     defense: Annotated[tuple[str, ...], _hint("sparsify:0.95; repeatable", "SPEC")] = ()
@@ -101,13 +111,47 @@ class AuditConfig:
             raise ConfigError(
                 f"expected --channels 1 (grey) or 3 (RGB), got {self.channels}; choose one of them"
             )
-        if self.protocol != "fedsgd":
-            raise ConfigError(
-                f"expected --protocol fedsgd, got '{self.protocol}'; this version audits single "
-                "gradients only: several local steps come later"
-            )
         for name in ("attack", "defense"):
             _require_distinct(name, getattr(self, name))
+        if self.protocol == "fedavg":
+            self._fill_in_local_training()
+        else:
+            self._refuse_local_training()
+
+    def _refuse_local_training(self) -> None:
+        given = [option(name) for name in _LOCAL if getattr(self, name) is not None]
+        given += ["--reveal-order"] if self.reveal_order else []
+        if given:
+            raise ConfigError(
+                f"expected --protocol fedavg with {', '.join(given)}, got fedsgd; "
+                "add --protocol fedavg, or leave them out"
+            )
+
+    def _fill_in_local_training(self) -> None:
+        for name, default in _LOCAL.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.batch_size if default is None else default)
+        assert self.local_batch_size is not None
+        assert self.local_lr is not None
+        assert self.local_momentum is not None
+        if self.reveal_order and self.hide_labels:
+            raise ConfigError(
+                "expected either --reveal-order or --hide-labels, got both; an order says nothing "
+                "about images without labels: leave one of them out"
+            )
+        if self.local_batch_size > self.batch_size:
+            raise ConfigError(
+                f"expected --local-batch-size of at most --batch-size, got {self.local_batch_size} "
+                f"of {self.batch_size}; lower it, or raise --batch-size"
+            )
+        if not (self.local_lr > 0 and math.isfinite(self.local_lr)):
+            raise ConfigError(
+                f"expected --local-lr above 0 and finite, got {self.local_lr}; try 0.01"
+            )
+        if not 0 <= self.local_momentum < 1:
+            raise ConfigError(
+                f"expected --local-momentum in [0, 1), got {self.local_momentum}; try 0.9"
+            )
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> "AuditConfig":
@@ -135,7 +179,15 @@ class AuditConfig:
         }
 
 
-_LEAST = {"image_size": 8, "batch_size": 1, "batches": 1, "restarts": 1, "seed": 0, "workers": 1}
+_LEAST = {
+    "image_size": 8, "batch_size": 1, "batches": 1, "restarts": 1, "seed": 0, "workers": 1,
+    "local_epochs": 1, "local_batch_size": 1,
+}  # fmt: skip
+
+# Settings of local training with their defaults; None stands for the whole batch.
+_LOCAL: dict[str, float | None] = {
+    "local_epochs": 5, "local_batch_size": None, "local_lr": 0.01, "local_momentum": 0.0,
+}  # fmt: skip
 
 
 def option(setting: str) -> str:

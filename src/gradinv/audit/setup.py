@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from gradinv.attacks import AnalyticAttack, Attack, preset, rank_analysis
 from gradinv.attacks.ranks import rank_sentence
 from gradinv.audit.plan import AuditConfig
+from gradinv.audit.protocol import local_training_note, protocol_of, reveal_of
 from gradinv.data import ClientBatch, ImageSet, load_images
 from gradinv.environment import versions
 from gradinv.errors import AttackError, ConfigError, PriorError
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.lpips import Lpips
-from gradinv.federated import Defense, FedSGD, Protocol, Reveal, parse_defense
+from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense
 from gradinv.models import build_model, fingerprint, load_weights
 from gradinv.priors import Generator, embedded_prior, load_generator
 
@@ -154,6 +155,8 @@ class Setup:
         if any(isinstance(attack, AnalyticAttack) for attack in self.server.attacks.values()):
             ranks = rank_analysis(self.model, self.client.images.image_shape)
             notes.append(rank_sentence(ranks))
+        if isinstance(self.protocol, FedAvg):
+            notes.append(local_training_note(self.protocol, self.reveal, self.config.batch_size))
         if self.judge.lpips is None:
             notes.append(
                 "LPIPS is absent: its SqueezeNet weights were not given (--lpips-weights FILE)."
@@ -268,8 +271,8 @@ def prepare(config: AuditConfig) -> Setup:
         config=config,
         device=device,
         model=model,
-        protocol=FedSGD(mode=config.mode),
-        reveal=Reveal(labels=not config.hide_labels, bn_statistics=config.reveal_bn),
+        protocol=protocol_of(config),
+        reveal=reveal_of(config),
         client=client,
         server=Server(attacks, prior),
         judge=Judge(client.images, lpips, config.seed),

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from gradinv.audit.cell import observe_cell
 from gradinv.audit.plan import AuditConfig, derive_seed
+from gradinv.audit.protocol import protocol_of, reveal_of
 from gradinv.audit.runner import one_thread
 from gradinv.audit.setup import model_info, prepare_client
 from gradinv.cli.options import Observe
 from gradinv.errors import ConfigError
-from gradinv.federated import FedSGD, Reveal
 from gradinv.models import save_weights
 
 
@@ -29,6 +29,12 @@ def observe_update(options: Observe) -> None:
         batch_size=options.batch_size,
         batches=options.batch + 1,
         mode=options.mode,
+        protocol=options.protocol,
+        local_epochs=options.local_epochs,
+        local_batch_size=options.local_batch_size,
+        local_lr=options.local_lr,
+        local_momentum=options.local_momentum,
+        reveal_order=options.reveal_order,
         defense=(options.defense,),
         reveal_bn=options.reveal_bn,
         hide_labels=options.hide_labels,
@@ -41,9 +47,9 @@ def observe_update(options: Observe) -> None:
         observation = observe_cell(
             model,
             client.batches[options.batch],
-            protocol=FedSGD(mode=config.mode),
+            protocol=protocol_of(config),
             defenses=client.defenses[options.defense],
-            reveal=Reveal(labels=not config.hide_labels, bn_statistics=config.reveal_bn),
+            reveal=reveal_of(config),
             seed=derive_seed(config.seed, "defense", options.batch),
             model_info=model_info(config),
         )

@@ -94,13 +94,25 @@ class Observe:
     weights: Annotated[str | None, _hint("random, from --seed", "FILE")] = None
     """Weights of the network, safetensors."""
     batch_size: int = 4
-    """Images in the batch."""
+    """Images in the batch; with fedavg, the client's whole local data set."""
     batch: int = 0
     """Which batch, counted from 0."""
     defense: Annotated[str, arg(metavar="SPEC")] = "none"
     """A defence: none, noise:SIGMA, sparsify:FRACTION, clip:NORM, or a chain clip:1+noise:0.01."""
     mode: Mode = "eval"
-    """Mode of batch norm while the gradient is computed."""
+    """Mode of batch norm while the update is computed."""
+    protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
+    """What the client sends: one gradient (fedsgd), or what local training changed (fedavg)."""
+    local_epochs: Annotated[int | None, _hint("5 with fedavg", "N")] = None
+    """Passes of local training over the client's batch (fedavg)."""
+    local_batch_size: Annotated[int | None, _hint("the whole batch", "N")] = None
+    """Images in one local step (fedavg); the client shuffles its batch in every epoch."""
+    local_lr: Annotated[float | None, _hint("0.01 with fedavg", "LR")] = None
+    """Step size of local SGD (fedavg)."""
+    local_momentum: Annotated[float | None, _hint("0 with fedavg", "M")] = None
+    """Momentum of local SGD (fedavg)."""
+    reveal_order: bool = False
+    """The server knows which images made which local step (fedavg)."""
     reveal_bn: RevealBn = "none"
     """Batch-norm statistics that the server gets to know."""
     hide_labels: bool = False

@@ -1,6 +1,6 @@
 """The client's side: a batch becomes an update, and the update an observation without images."""
 
-from gradinv.federated.client import logits, loss_gradient
+from gradinv.federated.client import local_update, logits, loss_gradient
 from gradinv.federated.defenses import (
     Clip,
     Defense,
@@ -10,19 +10,22 @@ from gradinv.federated.defenses import (
     parse_defense,
 )
 from gradinv.federated.observation import Observation, check_fits, observe
-from gradinv.federated.protocol import FedSGD, Protocol, Reveal
+from gradinv.federated.protocol import FedAvg, FedSGD, Order, Protocol, Reveal
 
 __all__ = [
     "Clip",
     "Defense",
+    "FedAvg",
     "FedSGD",
     "Noise",
     "Observation",
+    "Order",
     "Protocol",
     "Reveal",
     "Sparsify",
     "check_fits",
     "format_defenses",
+    "local_update",
     "logits",
     "loss_gradient",
     "observe",

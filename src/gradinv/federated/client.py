@@ -1,4 +1,6 @@
-"""The client's gradient. The attacker recomputes it with the same function."""
+"""The client's gradient and local training; the attacker recomputes both with these functions."""
+
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -7,19 +9,46 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from gradinv.errors import ModelError
+from gradinv.federated.protocol import FedAvg, Order
 
 
 def logits(
-    model: nn.Module, images: Float[Tensor, "batch channel height width"]
+    model: nn.Module,
+    images: Float[Tensor, "batch channel height width"],
+    *,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "batch class"]:
     """Returns the logits of images in [0, 1] and leaves the model's buffers as they were.
 
     Batch norm in train mode writes its running statistics; it gets copies to write to.
+
+    Args:
+        model: the network.
+        images: in [0, 1].
+        state: parameters and buffers by name in place of the model's own; buffers are written to.
     """
-    if not any(module.training for module in model.modules()):
-        return model(images)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return functional_call(model, buffers, (images,))
+    if state is None:
+        if not any(module.training for module in model.modules()):
+            return model(images)
+        state = _buffers(model)
+    return functional_call(model, dict(state), (images,))
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def _trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the parameters that the client trains, by name, in the model's order."""
+    parameters: dict[str, Tensor] = {
+        name: value for name, value in model.named_parameters() if value.requires_grad
+    }
+    if not parameters:
+        raise ModelError(
+            "expected at least one parameter with requires_grad, got none; "
+            "unfreeze what the client trains"
+        )
+    return parameters
 
 
 def loss_gradient(
@@ -48,14 +77,75 @@ def loss_gradient(
     Raises:
         ModelError: no parameter is trainable, or the logits carry no gradient at all.
     """
-    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    if not parameters:
-        raise ModelError(
-            "expected at least one parameter with requires_grad, got none; "
-            "unfreeze what the client trains"
+    return _gradient(model, images, labels, _trainable(model), None, create_graph=create_graph)
+
+
+def local_update(
+    model: nn.Module,
+    images: Float[Tensor, "batch channel height width"],
+    labels: Int[Tensor, " batch"] | Float[Tensor, "batch class"],
+    protocol: FedAvg,
+    order: Order,
+    *,
+    create_graph: bool = False,
+) -> dict[str, Tensor]:
+    """Returns (theta_0 - theta_T) / lr of local SGD from the model's weights.
+
+    For t = 1 ... T: v_t = momentum v_(t-1) + grad l(theta_(t-1), batch_t) with v_0 = 0, and
+    theta_t = theta_(t-1) - lr v_t, as ``torch.optim.SGD`` does. The weights really move, so the
+    difference has the rounding that a client's has. Buffers live on from step to step in copies;
+    the model's own state stays untouched.
+
+    Args:
+        model: the network with theta_0, in the protocol's mode.
+        images: of the whole local data set.
+        labels: as classes, or as one distribution over the classes for each image.
+        protocol: the settings of local training.
+        order: which images make each step.
+        create_graph: keep the graph of all steps, so that the update can be differentiated with
+            respect to the images; its memory grows with the number of steps.
+
+    Returns:
+        Parameter name -> update, for every parameter with ``requires_grad``.
+
+    Raises:
+        ModelError: no parameter is trainable, or the logits carry no gradient at all.
+    """
+    start = _trainable(model)
+    weights, buffers, velocity = start, _buffers(model), None
+    for step in order:
+        chosen = torch.tensor(step, device=images.device)
+        gradient = _gradient(
+            model, images[chosen], labels[chosen], weights, buffers, create_graph=create_graph
         )
+        with torch.set_grad_enabled(create_graph):
+            velocity = (
+                gradient
+                if velocity is None
+                else {name: protocol.momentum * v + gradient[name] for name, v in velocity.items()}
+            )
+            weights = {
+                name: value - protocol.lr * velocity[name] for name, value in weights.items()
+            }
+        if not create_graph:
+            weights = {name: value.requires_grad_() for name, value in weights.items()}
+    with torch.set_grad_enabled(create_graph):
+        return {name: (value - weights[name]) / protocol.lr for name, value in start.items()}
+
+
+def _gradient(
+    model: nn.Module,
+    images: Float[Tensor, "batch channel height width"],
+    labels: Int[Tensor, " batch"] | Float[Tensor, "batch class"],
+    weights: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor] | None,
+    *,
+    create_graph: bool,
+) -> dict[str, Tensor]:
+    """Returns the gradient at ``weights``; these are the model's own where there are no buffers."""
+    state = None if buffers is None else {**buffers, **weights}
     with torch.enable_grad():
-        loss = functional.cross_entropy(logits(model, images), labels)
+        loss = functional.cross_entropy(logits(model, images, state=state), labels)
     if loss.grad_fn is None:
         raise ModelError(
             "expected logits that depend on the parameters, got logits without a gradient; "
@@ -63,9 +153,9 @@ def loss_gradient(
         )
     gradients = torch.autograd.grad(
         loss,
-        list(parameters.values()),
+        list(weights.values()),
         create_graph=create_graph,
         allow_unused=True,
         materialize_grads=True,
     )
-    return dict(zip(parameters, gradients, strict=True))
+    return dict(zip(weights, gradients, strict=True))

@@ -15,9 +15,10 @@ from torch import Generator, Tensor, nn
 
 from gradinv.data import ClientBatch
 from gradinv.errors import ConfigError, GradinvError, ModelError, ObservationError
-from gradinv.federated.client import logits, loss_gradient
+from gradinv.federated.checks import check_labels, check_order, differences
+from gradinv.federated.client import local_update, logits, loss_gradient
 from gradinv.federated.defenses import Defense, Sparsify, format_defenses, parse_defense
-from gradinv.federated.protocol import FedSGD, Protocol, Reveal
+from gradinv.federated.protocol import PROTOCOLS, FedAvg, FedSGD, Order, Protocol, Reveal
 from gradinv.files import load_tensors, save_tensors
 from gradinv.models.batchnorm import (
     BatchStatistics,
@@ -38,7 +39,8 @@ class Observation:
     """One update, with everything that the server knows about it.
 
     Attributes:
-        gradient: parameter name -> what the client sent for it, after its defences.
+        gradient: parameter name -> what the client sent for it, after its defences: the gradient
+            of FedSGD, or (theta_0 - theta_T) / lr of FedAvg.
         batch_size: number of images in the client's batch.
         image_shape: (channels, height, width) of one image.
         num_classes: number of logits of the network.
@@ -49,10 +51,12 @@ class Observation:
         clients: number of clients whose updates are summed in this one.
         model: free text about the network, such as "spec" and "seed"; "fingerprint" tells which
             weights the update was made with.
+        order: which images of the batch made which local step of FedAvg, when revealed.
 
     Raises:
-        ObservationError: NaN or infinity in a tensor (all such tensors are named), no gradient, or
-            labels that do not fit the batch or the classes.
+        ObservationError: NaN or infinity in a tensor (all such tensors are named), no gradient,
+            labels that do not fit the batch or the classes, or an order that does not fit the
+            protocol.
     """
 
     gradient: Mapping[str, Tensor]
@@ -65,6 +69,7 @@ class Observation:
     defenses: tuple[Defense, ...] = ()
     clients: int = 1
     model: Mapping[str, str] = field(default_factory=dict)
+    order: Order | None = None
 
     def __post_init__(self) -> None:
         if not self.gradient:
@@ -78,7 +83,9 @@ class Observation:
                 f"{', '.join(broken)}; ask the client for it again"
             )
         if self.labels is not None:
-            _check_labels(self.labels, self.batch_size, self.num_classes)
+            check_labels(self.labels, self.batch_size, self.num_classes)
+        if self.order is not None:
+            check_order(self.order, self.batch_size, self.protocol)
 
     @property
     def sparsity_mask(self) -> Mapping[str, Tensor] | None:
@@ -89,6 +96,23 @@ class Observation:
         if not any(isinstance(defense, Sparsify) for defense in self.defenses):
             return None
         return {name: value != 0 for name, value in self.gradient.items()}
+
+    def as_one_gradient(self) -> "Observation":
+        """Returns the update as if the client had sent one gradient of its whole batch.
+
+        That is the first-order approximation of FedAvg: all gradients are taken to be those at
+        theta_0, so the update is divided by their number. It is exact for a single local step.
+        An observation of FedSGD is returned as it is.
+        """
+        if isinstance(self.protocol, FedSGD):
+            return self
+        number = self.protocol.gradients(self.batch_size)
+        return replace(
+            self,
+            gradient={name: value / number for name, value in self.gradient.items()},
+            protocol=FedSGD(self.protocol.mode),
+            order=None,
+        )
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -129,7 +153,8 @@ class Observation:
             "batch_size": self.batch_size,
             "image_shape": list(self.image_shape),
             "num_classes": self.num_classes,
-            "protocol": {"name": "fedsgd", **asdict(self.protocol)},
+            "protocol": {"name": _protocol_name(self.protocol), **asdict(self.protocol)},
+            "order": self.order,
             "defenses": format_defenses(self.defenses),
             "clients": self.clients,
             "model": dict(self.model),
@@ -194,18 +219,24 @@ def observe(
         protocol: what the client computes.
         defenses: applied to the update in this order; the server knows them.
         reveal: what the server knows beside the update.
-        generator: source of randomness of the defences that need one.
+        generator: source of randomness of the order of local mini-batches and of the defences
+            that need one.
         model_info: free text about the network, kept in the observation ("spec", "seed").
 
     Raises:
         ModelError: the model is in the wrong mode, has no batch-norm layers whose statistics could
             be revealed, or does not fit the batch's channels or labels.
-        ConfigError: a defence needs the generator, or more than one client is asked for.
-        ObservationError: the gradient is not finite.
+        ConfigError: the order or a defence needs the generator, more than one client is asked
+            for, or the order of a client that splits nothing.
+        ObservationError: the gradient is not finite, or local training diverged.
     """
     if reveal.clients != 1:
         raise ConfigError(
             f"expected one client, got clients={reveal.clients}; one batch is one client's"
+        )
+    if reveal.order and isinstance(protocol, FedSGD):
+        raise ConfigError(
+            "expected FedAvg for an order of local steps to reveal, got FedSGD; reveal no order"
         )
     require_mode(model, protocol.mode)
     if reveal.bn_statistics != "none" and not batch_norm_layers(model):
@@ -214,8 +245,17 @@ def observe(
             "got a network without any; reveal none"
         )
     num_classes = _num_classes(model, batch)
-    with record_batch_statistics(model) as recorded:
-        gradient = loss_gradient(model, batch.images, batch.labels)
+    order: Order | None = None
+    if isinstance(protocol, FedAvg):
+        order = protocol.order(len(batch.images), generator)
+        gradient = _trained(model, batch, protocol, order)
+        # After the training, so that dropout draws the same whatever is revealed.
+        with record_batch_statistics(model) as recorded, torch.no_grad():
+            if reveal.bn_statistics == "exact":
+                logits(model, batch.images)
+    else:
+        with record_batch_statistics(model) as recorded:
+            gradient = loss_gradient(model, batch.images, batch.labels)
     for defense in defenses:
         gradient = defense.apply(gradient, generator)
     statistics: Mapping[str, BatchStatistics] | None = None
@@ -238,6 +278,7 @@ def observe(
         defenses=tuple(defenses),
         clients=reveal.clients,
         model={**(model_info or {}), "fingerprint": fingerprint(model)},
+        order=order if reveal.order else None,
     )
 
 
@@ -252,13 +293,13 @@ def check_fits(observation: Observation, model: nn.Module) -> None:
         name: tuple(value.shape) for name, value in model.named_parameters() if value.requires_grad
     }
     observed = {name: tuple(value.shape) for name, value in observation.gradient.items()}
-    problems = _differences(parameters, observed, "parameter")
+    problems = differences(parameters, observed, "parameter")
     if observation.bn_statistics is not None:
         layers = {name: _features(layer) for name, layer in batch_norm_layers(model).items()}
         revealed = {
             name: tuple(value.mean.shape) for name, value in observation.bn_statistics.items()
         }
-        problems += _differences(layers, revealed, "batch-norm layer")
+        problems += differences(layers, revealed, "batch-norm layer")
     if problems:
         raise ObservationError(
             f"expected an update of this network, got one where {'; '.join(problems)}; "
@@ -270,19 +311,6 @@ def check_fits(observation: Observation, model: nn.Module) -> None:
             f"expected an update of these weights ({ours}), got one that was made with other "
             f"weights ({theirs}); give the weights, or the seed, that the client had"
         )
-
-
-def _differences(
-    own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], what: str
-) -> list[str]:
-    problems = [f"{what} {name} is missing" for name in own if name not in theirs]
-    problems += [f"{what} {name} is unexpected" for name in theirs if name not in own]
-    problems += [
-        f"{what} {name} has shape {theirs[name]} instead of {shape}"
-        for name, shape in own.items()
-        if name in theirs and theirs[name] != shape
-    ]
-    return problems
 
 
 def _features(layer: nn.Module) -> tuple[int, ...]:
@@ -310,23 +338,25 @@ def _num_classes(model: nn.Module, batch: ClientBatch) -> int:
     return num_classes
 
 
-def _check_labels(labels: Tensor, batch_size: int, num_classes: int) -> None:
-    if labels.shape != (batch_size,):
+def _trained(
+    model: nn.Module, batch: ClientBatch, protocol: FedAvg, order: Order
+) -> dict[str, Tensor]:
+    """Returns the update of local training, which must have stayed finite."""
+    update = local_update(model, batch.images, batch.labels, protocol, order)
+    if not all(torch.isfinite(value).all() for value in update.values()):
         raise ObservationError(
-            f"expected {batch_size} labels, one for each image, got shape {tuple(labels.shape)}; "
-            "observe it again"
+            f"expected local training that stays finite, got NaN or infinity after "
+            f"{len(order)} local steps of lr {protocol.lr:g} and momentum {protocol.momentum:g}; "
+            "lower the local learning rate"
         )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ObservationError(
-            f"expected labels from 0 to {num_classes - 1}, got {low} to {high}; observe it again"
-        )
+    return update
 
 
 def _fields(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[str, Any]:
     protocol = dict(header["protocol"])
-    if (name := protocol.pop("name")) != "fedsgd":
+    if (name := protocol.pop("name")) not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}")
+    order = header.get("order")  # updates of FedSGD from before FedAvg have none
     channels, height, width = map(int, header["image_shape"])
     layers = header["bn_layers"]
     return {
@@ -341,8 +371,13 @@ def _fields(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[st
             name: BatchStatistics(tensors[f"{_MEAN}{name}"], tensors[f"{_VAR}{name}"])
             for name in layers
         },
-        "protocol": FedSGD(**protocol),
+        "protocol": PROTOCOLS[name](**protocol),
         "defenses": parse_defense(header["defenses"]),
         "clients": int(header["clients"]),
         "model": {str(key): str(value) for key, value in header["model"].items()},
+        "order": None if order is None else tuple(tuple(map(int, step)) for step in order),
     }
+
+
+def _protocol_name(protocol: Protocol) -> str:
+    return next(name for name, kind in PROTOCOLS.items() if type(protocol) is kind)

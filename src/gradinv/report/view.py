@@ -123,7 +123,7 @@ def _facts(config: Mapping[str, Any], specs: Iterable[str]) -> tuple[tuple[str, 
     }
     labels = {True: "known to the server", False: "unknown to the server"}
     images, labels_known = config.get("images"), config.get("labels_known")
-    protocol, revealed = str(config.get("protocol")), str(config.get("reveal_bn"))
+    revealed = str(config.get("reveal_bn"))
     side = config.get("image_size")
     name = images.get("name") if isinstance(images, Mapping) else config.get("data")
     return (
@@ -132,11 +132,26 @@ def _facts(config: Mapping[str, Any], specs: Iterable[str]) -> tuple[tuple[str, 
         ("Batch size", plain(config.get("batch_size"))),
         ("Batches", plain(config.get("batches"))),
         ("Defence", ", ".join(clean(spec) for spec in specs) or plain(None)),
-        ("Update", {"fedsgd": "FedSGD"}.get(protocol, plain(config.get("protocol")))),
+        ("Update", _update(config)),
         ("Batch-norm mode", plain(config.get("mode"))),
         ("Batch-norm statistics", statistics.get(revealed, plain(config.get("reveal_bn")))),
         ("Labels", labels[labels_known] if isinstance(labels_known, bool) else plain(None)),
     )
+
+
+def _update(config: Mapping[str, Any]) -> str:
+    """Returns what the client computed, ``FedAvg, 5 epochs in mini-batches of 2, lr 0.01``."""
+    protocol = plain(config.get("protocol"))
+    if protocol != "fedavg":
+        return {"fedsgd": "FedSGD"}.get(protocol, protocol)
+    epochs, images, lr, momentum = (
+        config.get(f"local_{name}") for name in ("epochs", "batch_size", "lr", "momentum")
+    )
+    words = (
+        f"FedAvg, {plain(epochs)} epoch{'' if epochs == 1 else 's'} in mini-batches of "
+        f"{plain(images)}, lr {plain(lr)}"
+    )
+    return f"{words}, momentum {plain(momentum)}" if momentum else words
 
 
 def _defense_view(

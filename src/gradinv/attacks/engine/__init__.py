@@ -9,6 +9,7 @@ from gradinv.attacks.engine.base import Engine, Evaluated, Problem, pixel_units
 from gradinv.attacks.engine.exact import ExactROperator
 from gradinv.attacks.engine.factory import WAYS, engine_for
 from gradinv.attacks.engine.plain import PlainDoubleBackward
+from gradinv.attacks.engine.simulated import SimulatedTraining
 
 __all__ = [
     "WAYS",
@@ -17,6 +18,7 @@ __all__ = [
     "ExactROperator",
     "PlainDoubleBackward",
     "Problem",
+    "SimulatedTraining",
     "engine_for",
     "pixel_units",
 ]

@@ -10,12 +10,14 @@ from gradinv.attacks.engine.exact import ExactROperator
 from gradinv.attacks.engine.frozen import FrozenPattern
 from gradinv.attacks.engine.plain import PlainDoubleBackward
 from gradinv.attacks.engine.rules.op import UnsupportedError
+from gradinv.attacks.engine.simulated import SimulatedTraining
 from gradinv.attacks.engine.traced import TracedEngine
 from gradinv.attacks.engine.tracing import trace
 from gradinv.attacks.objectives import Distance, Regularizer, Target
 from gradinv.errors import AttackError, ConfigError, did_you_mean
 from gradinv.federated.client import logits
 from gradinv.federated.observation import Observation
+from gradinv.federated.protocol import FedAvg
 
 WAYS = ("auto", "exact", "frozen-pattern", "plain")
 
@@ -34,6 +36,8 @@ def engine_for(
 ) -> Engine:
     """Returns the fastest exact engine that knows every operation of the network.
 
+    An update of FedAvg is simulated, by autograd, whatever the network.
+
     Args:
         model: f_theta in the observation's mode.
         observation: g and what is known beside it; labels must be known.
@@ -51,7 +55,7 @@ def engine_for(
 
     Raises:
         AttackError: labels or statistics were not revealed, or a way is asked for that does not
-            know an operation of the network.
+            know an operation of the network, or local training.
         ConfigError: there is no such way.
     """
     if way not in WAYS:
@@ -59,6 +63,13 @@ def engine_for(
             f"expected a way to compute the gradient, got {way!r}; {did_you_mean(way, WAYS)}"
         )
     settings = {"distance": distance, "regularizers": regularizers, "target": target}
+    if isinstance(observation.protocol, FedAvg):
+        if way not in {"auto", "plain"}:
+            raise AttackError(
+                f"expected an update of FedSGD for the way {way!r}, got one of FedAvg; use "
+                "way='auto', or approximate it by one gradient (observation.as_one_gradient())"
+            )
+        return SimulatedTraining(model, observation, **settings, soft_labels=soft_labels)
     if soft_labels and way not in {"auto", "plain"}:
         raise AttackError(
             f"expected known labels for the way {way!r}, which does not differentiate them, "

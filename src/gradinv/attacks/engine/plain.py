@@ -55,6 +55,16 @@ class PlainDoubleBackward:
         self.target = self.problem.target
         self.reason = reason
 
+    def _trial(
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        labels: Int[Tensor, " batch"] | Float[Tensor, "batch class"],
+        *,
+        create_graph: bool,
+    ) -> dict[str, Tensor]:
+        """Returns what a client with these images would send."""
+        return loss_gradient(self.problem.model, images, labels, create_graph=create_graph)
+
     def _cost(
         self,
         images: Float[Tensor, "batch channel height width"],
@@ -65,7 +75,7 @@ class PlainDoubleBackward:
         with_statistics = bool(problem.statistics_terms)
         recorder = record_batch_statistics(problem.model) if with_statistics else nullcontext()
         with recorder as recorded:
-            trial = loss_gradient(problem.model, images, labels, create_graph=True)
+            trial = self._trial(images, labels, create_graph=True)
         matching = problem.distance(trial, self.target)
         cost = matching
         for term in problem.statistics_terms:
@@ -116,9 +126,8 @@ class PlainDoubleBackward:
         labels: Float[Tensor, "restart batch class"] | None = None,
     ) -> Float[Tensor, " restart"]:
         """Returns the matching cost alone; infinity where it is not finite."""
-        model, distance = self.problem.model, self.problem.distance
         values = [
-            distance(loss_gradient(model, batch, y), self.target).detach()
+            self.problem.distance(self._trial(batch, y, create_graph=False), self.target).detach()
             for batch, y in zip(images.detach(), self._labels(labels, len(images)), strict=True)
         ]
         return torch.nan_to_num(torch.stack(values), nan=torch.inf, posinf=torch.inf)

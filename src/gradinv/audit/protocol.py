@@ -1,0 +1,51 @@
+"""The client's protocol and the threat model, from the settings of an audit."""
+
+from gradinv.audit.plan import AuditConfig
+from gradinv.federated import FedAvg, FedSGD, Protocol, Reveal
+
+
+def protocol_of(config: AuditConfig) -> Protocol:
+    """Returns what a client computes."""
+    if config.protocol == "fedsgd":
+        return FedSGD(mode=config.mode)
+    assert config.local_epochs is not None  # the config has filled them in
+    assert config.local_lr is not None
+    assert config.local_momentum is not None
+    return FedAvg(
+        local_epochs=config.local_epochs,
+        batch_size=config.local_batch_size,
+        lr=config.local_lr,
+        momentum=config.local_momentum,
+        mode=config.mode,
+    )
+
+
+def reveal_of(config: AuditConfig) -> Reveal:
+    """Returns what the server knows beside the update."""
+    return Reveal(
+        labels=not config.hide_labels,
+        bn_statistics=config.reveal_bn,
+        order=config.reveal_order,
+    )
+
+
+def local_training_note(protocol: FedAvg, reveal: Reveal, count: int) -> str:
+    """Returns what a client of ``count`` images did before it sent anything, and who knows it."""
+    steps, epochs = protocol.steps(count), protocol.local_epochs
+    known = "these settings"
+    if protocol.splits(count):
+        known += (
+            " and which images made which step"
+            if reveal.order
+            else ", not which images made which step"
+        )
+    return (
+        f"Each client trained before it sent the change of its weights: {_count(steps, 'step')} of "
+        f"SGD ({_count(epochs, 'epoch')} over {_count(count, 'image')} in mini-batches of "
+        f"{protocol.batch_size or count}, learning rate {protocol.lr:g}, momentum "
+        f"{protocol.momentum:g}). The server knows {known}."
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,62 @@
+"""Checks of what an update says about itself."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from gradinv.errors import ObservationError
+from gradinv.federated.protocol import FedAvg, Order, Protocol
+
+
+def check_labels(labels: Tensor, batch_size: int, num_classes: int) -> None:
+    """Checks that there is a class of the network for each image.
+
+    Raises:
+        ObservationError: another number of labels, or one that is no class.
+    """
+    if labels.shape != (batch_size,):
+        raise ObservationError(
+            f"expected {batch_size} labels, one for each image, got shape {tuple(labels.shape)}; "
+            "observe it again"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ObservationError(
+            f"expected labels from 0 to {num_classes - 1}, got {low} to {high}; observe it again"
+        )
+
+
+def check_order(order: Order, batch_size: int, protocol: Protocol) -> None:
+    """Checks that every local step of the protocol has images, and only images of the batch.
+
+    Raises:
+        ObservationError: it does not, or the client made no local steps.
+    """
+    steps = protocol.steps(batch_size) if isinstance(protocol, FedAvg) else 0
+    inside = all(0 <= image < batch_size for step in order for image in step)
+    if len(order) != steps or not all(order) or not inside:
+        raise ObservationError(
+            f"expected an order of {steps} local steps over images 0 to {batch_size - 1}, got "
+            f"{len(order)} steps over {sorted({image for step in order for image in step})}; "
+            "observe it again"
+        )
+
+
+def differences(
+    own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], what: str
+) -> list[str]:
+    """Returns one phrase for each name that is missing, unexpected or of another shape.
+
+    Args:
+        own: name -> shape of what there should be.
+        theirs: name -> shape of what there is.
+        what: the word for one of them, such as "parameter".
+    """
+    problems = [f"{what} {name} is missing" for name in own if name not in theirs]
+    problems += [f"{what} {name} is unexpected" for name in theirs if name not in own]
+    problems += [
+        f"{what} {name} has shape {theirs[name]} instead of {shape}"
+        for name, shape in own.items()
+        if name in theirs and theirs[name] != shape
+    ]
+    return problems
