@@ -66,7 +66,7 @@ _GEIPING = "Geiping et al. 2020, Inverting Gradients"
 _YIN = "Yin et al. 2021, See through Gradients"
 _JEON = "Jeon et al. 2021, Gradient Inversion with Generative Image Prior"
 _RGAP = "Zhu and Blaschko 2021, R-GAP"
-_BN = BatchNormMatching(0.1)
+_BN = BatchNormMatching(1e-3)
 
 _ATTACKS = (
     Attack("dlg", (_dlg(soft_labels=True),), SquaredL2(), restarts=4, reference=_ZHU),
