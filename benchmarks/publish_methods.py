@@ -15,14 +15,35 @@ from typing import Any
 
 from benchmarks.method_labels import measure_labels
 from benchmarks.method_r_gap import measure_r_gap
+from benchmarks.methods_fedavg import measure as measure_fedavg
+from benchmarks.methods_search import measure as measure_search
 from benchmarks.results import RESULTS, ROOT, Section, write_results
 from gradinv.environment import revision
 from gradinv.files import read_json
 
 NAME = "methods"
+
+
+def _search(options: argparse.Namespace) -> Section:
+    rows, figures = measure_search(
+        ROOT / "runs" / "methods-search", batches=options.single, seed=options.seed
+    )
+    rows = [{key: value for key, value in row.items() if key != "section"} for row in rows]
+    return Section({"single_images": options.single, "seed": options.seed}, figures, rows)
+
+
+def _fedavg(options: argparse.Namespace) -> Section:
+    rows, figures = measure_fedavg(batches=options.single)
+    figures = {key.removeprefix("fedavg "): value for key, value in figures.items()}
+    rows = [{key: value for key, value in row.items() if key != "section"} for row in rows]
+    return Section({"batches": options.single, "batch_size": 4}, figures, rows)
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Section]] = {
     "labels": measure_labels,
     "r-gap": measure_r_gap,
+    "search": _search,
+    "fedavg": _fedavg,
 }
 
 
@@ -54,6 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="Fashion-MNIST's training images (IDX)")
     parser.add_argument("--batches", type=int, default=100, help="of each case of labels")
     parser.add_argument("--images", type=int, default=8, help="of each case of r-gap")
+    parser.add_argument("--single", type=int, default=4, help="updates of search and of fedavg")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     words = sys.argv[1:] if arguments is None else arguments
