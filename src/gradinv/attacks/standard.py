@@ -89,4 +89,11 @@ class Standard(Attack):
                 Clues.of(observation, model)
             except AttackError:
                 stages = tuple(stage for stage in stages if not stage.features)
-        return Attack(self.name, stages, self.distance, restarts=restarts, reference=self.reference)
+        return Attack(
+            self.name,
+            stages,
+            self.distance,
+            restarts=restarts,
+            fedavg=self.fedavg,
+            reference=self.reference,
+        )
