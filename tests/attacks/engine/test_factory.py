@@ -232,7 +232,7 @@ def test_a_search_over_labels_takes_plain_and_says_why(victim, observation):
     assert isinstance(engine, PlainDoubleBackward)
     assert engine.reason == "labels are searched"
     assert engine.problem.labels is None
-    with pytest.raises(AttackError, match="known labels for the exact R-operator"):
+    with pytest.raises(AttackError, match="known labels for the way 'exact'"):
         engine_for(victim, observation, distance=Cosine(), soft_labels=True, way="exact")
 
 
