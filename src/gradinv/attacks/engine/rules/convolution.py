@@ -92,8 +92,11 @@ class Convolution(Weighted):
     def transposed(self, saved: Saved, gy: Tensor, weight: Tensor) -> Tensor:
         """Returns the transposed convolution."""
         if not saved.by_matrix:
-            # The input gives its shape alone.
-            like = saved.a[: gy.shape[0]]
+            # The input gives its shape and memory order alone.
+            shape = (gy.shape[0], *saved.in_shape[1:])
+            like = torch.empty(
+                shape, dtype=gy.dtype, device=gy.device, memory_format=torch.channels_last
+            )
             return self._direct(gy, like, weight, [True, False, False])[0]
         return self.put_back(saved, rows_of(gy) @ matrix_of(weight), gy.shape[0])
 

@@ -1,0 +1,208 @@
+"""Times every way to compute dc/dx against double backward: ``python -m benchmarks.bench_engine``.
+
+Double backward by ``autograd.grad(cost, images)`` is what the field's tools do. All ways of a case
+are timed in turn, again and again, so that whatever else the machine does hits them alike; medians
+are compared. Peak memory is measured in a process of its own for each case and way. Writes
+``results/engine-cpu.json``, or ``engine-cuda`` on a GPU.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.engine_cases import CASES, PASSES, WAYS, Case, Step
+from benchmarks.results import ROOT, write_results
+
+_MEBIBYTE = 1024**2
+_COLUMNS = ("case", "way", "ratio", "ms", "peak MiB", "error", "share of peak")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures the chosen cases, prints a table and writes the results file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--case", action="append", help="only cases whose name has this in it")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--dry-run", action="store_true", help="write no results file")
+    parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "WAY"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.memory_of:
+        index, way = options.memory_of
+        print(json.dumps(_peak_memory(CASES[int(index)], way, device)))
+        return 0
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    peak = convolution_peak(device, clock)
+    chosen = [
+        case
+        for case in CASES
+        if not options.case or any(word in case.name for word in options.case)
+    ]
+    rows = []
+    console = Console()
+    for case in chosen:
+        console.print(f"[dim]{case.name}[/dim]")
+        measured = _measured(case, device, clock, options.repeats, peak)
+        for row in measured:
+            if not options.no_memory:
+                row["peak_mib"] = _memory_in_a_process(case, row["way"], options.threads)
+            console.print(
+                f"  {row['way']}: {row['ratio']:.2f}x, {row['ms']:.1f} ms, error {row['error']:.1e}"
+            )
+        rows += measured
+    console.print(_table(rows))
+    if not options.dry_run:
+        given = sys.argv[1:] if arguments is None else arguments
+        path = write_results(
+            f"engine-{device}",
+            command=shlex.join(["python", "-m", "benchmarks.bench_engine", *given]),
+            settings={
+                "threads": options.threads,
+                "repeats": options.repeats,
+                "clock": options.clock,
+                "convolution_peak_gflops": peak,
+            },
+            figures={
+                f"{figure} {row['case']} | {row['way']}": row[figure]
+                for row in rows
+                for figure in ("ratio", "ms", "error")
+            },
+            rows=rows,
+        )
+        console.print(f"Written to {path.relative_to(ROOT)}")
+    return 0
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _timed(work: Callable[[], Any], device: str, clock: Callable[[], float]) -> float:
+    """Returns seconds."""
+    _synchronize(device)
+    started = clock()
+    work()
+    _synchronize(device)
+    return clock() - started
+
+
+def convolution_peak(device: str, clock: Callable[[], float]) -> float:
+    """Returns the GFLOP/s of the fastest of three convolutions, forward, in float32."""
+    best = 0.0
+    for batch, channels, size in ((16, 64, 32), (16, 128, 16), (32, 256, 8)):
+        images = torch.randn(batch, channels, size, size, device=device)
+        weight = torch.randn(channels, channels, 3, 3, device=device)
+        images, weight = (t.contiguous(memory_format=torch.channels_last) for t in (images, weight))
+
+        def work(images: torch.Tensor = images, weight: torch.Tensor = weight) -> None:
+            torch.nn.functional.conv2d(images, weight, padding=1)
+
+        seconds = min(_timed(work, device, clock) for _ in range(20))
+        best = max(best, 2 * images.numel() * channels * 9 / seconds / 1e9)
+    return best
+
+
+def forward_flops(case: Case) -> int:
+    """Returns the floating-point operations of one forward pass over all restarts."""
+    model, images = case.model(), case.images().flatten(0, 1)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(images)
+    return counter.get_total_flops()
+
+
+def _measured(
+    case: Case, device: str, clock: Callable[[], float], repeats: int, peak: float
+) -> list[dict[str, Any]]:
+    """Returns one row for each way."""
+    truth = Step(case, "plain", device, torch.float64)().double()
+    steps = {way: Step(case, way, device) for way in WAYS}
+    errors = {
+        way: float((step().double() - truth).norm() / truth.norm()) for way, step in steps.items()
+    }
+    del truth
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(repeats):
+        for way, step in steps.items():
+            seconds[way].append(_timed(step, device, clock))
+    plain = median(seconds["plain"])
+    flops = forward_flops(case)
+    return [
+        {
+            "case": case.name,
+            "way": way,
+            "ratio": plain / median(times),
+            "ms": 1e3 * median(times),
+            "error": errors[way],
+            "share_of_peak": PASSES[way] * flops / median(times) / 1e9 / peak,
+        }
+        for way, times in seconds.items()
+    ]
+
+
+def _memory_in_a_process(case: Case, way: str, threads: int) -> float:
+    """Returns the peak memory of a step in MiB, from a process that does nothing else."""
+    command = [sys.executable, "-m", "benchmarks.bench_engine", "--threads", str(threads)]
+    command += ["--memory-of", str(CASES.index(case)), way]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def _peak_memory(case: Case, way: str, device: str) -> float:
+    """Returns the most memory that the engine and three steps take beyond network and update."""
+    model = case.model()
+    observation = case.observation(model)
+    del model, observation
+    if device == "cuda":
+        Step(case, way, device)()
+        return torch.cuda.max_memory_allocated() / _MEBIBYTE
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    step = Step(case, way, device)
+    for _ in range(3):
+        step()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """Returns a line of the process's status in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise LookupError(field)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(*_COLUMNS, title="One step of an attack: dc/dx")
+    for row in rows:
+        table.add_row(
+            row["case"] if row["way"] == WAYS[0] else "",
+            row["way"],
+            f"{row['ratio']:.2f}",
+            f"{row['ms']:.1f}",
+            f"{row['peak_mib']:.0f}" if "peak_mib" in row else "",
+            f"{row['error']:.1e}",
+            f"{100 * row['share_of_peak']:.0f} %",
+            end_section=row["way"] == WAYS[-1],
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What the engine is timed on: clients, updates and points of the search."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gradinv.attacks.engine import Engine, engine_for
+from gradinv.attacks.objectives import Cosine, TotalVariation
+from gradinv.data import ClientBatch
+from gradinv.federated import FedSGD, Observation, Reveal, observe, parse_defense
+from gradinv.models import ConvNet, ResNet18
+from gradinv.priors.dcgan import DCGAN
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """One setting of an attack's step.
+
+    Attributes:
+        network: "convnet", "resnet18", or "resnet18-imagenet" with the ImageNet stem.
+        batch: images of the client.
+        mode: of batch norm.
+        size: of the images in pixels.
+        restarts: searched at the same time.
+        defense: of the update.
+        generator: a DCGAN stands in front, so that the step ends at its latents.
+    """
+
+    network: Literal["convnet", "resnet18", "resnet18-imagenet"]
+    batch: int
+    mode: Literal["eval", "train"]
+    size: int = 32
+    restarts: int = 1
+    defense: str = "none"
+    generator: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        parts = [f"{self.network}@{self.size} B={self.batch} {self.mode}"]
+        parts += [self.defense] if self.defense != "none" else []
+        parts += ["behind DCGAN"] if self.generator else []
+        parts += [f"{self.restarts} restarts"] if self.restarts > 1 else []
+        return ", ".join(parts)
+
+    def model(self) -> nn.Module:
+        """Returns the client's network with seeded weights."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            if self.network == "convnet":
+                model = ConvNet(CLASSES, 3, self.size)
+            else:
+                stem = "imagenet" if self.network == "resnet18-imagenet" else "cifar"
+                model = ResNet18(CLASSES, stem=stem)
+        return model.train(self.mode == "train")
+
+    def observation(self, model: nn.Module) -> Observation:
+        """Returns the update of seeded random images."""
+        source = torch.Generator().manual_seed(1)
+        images = torch.rand((self.batch, 3, self.size, self.size), generator=source)
+        labels = torch.arange(self.batch) % CLASSES
+        return observe(
+            model,
+            ClientBatch(images, labels, tuple(range(self.batch))),
+            protocol=FedSGD(mode=self.mode),
+            defenses=parse_defense(self.defense),
+            reveal=Reveal(),
+            generator=source,
+        )
+
+    def images(self) -> Tensor:
+        """Returns the point at which the step is taken."""
+        source = torch.Generator().manual_seed(2)
+        return torch.rand((self.restarts, self.batch, 3, self.size, self.size), generator=source)
+
+
+CASES = (
+    Case("convnet", 1, "train"),
+    Case("convnet", 4, "train"),
+    Case("convnet", 16, "train"),
+    Case("convnet", 4, "eval"),
+    Case("convnet", 4, "eval", defense="sparsify:0.95"),
+    Case("resnet18", 1, "eval"),
+    Case("resnet18", 4, "eval"),
+    Case("resnet18", 16, "eval"),
+    Case("resnet18", 4, "train"),
+    Case("resnet18", 4, "eval", defense="sparsify:0.95"),
+    Case("resnet18-imagenet", 4, "train", size=64),
+    Case("resnet18", 4, "eval", generator=True),
+    Case("resnet18", 1, "eval", restarts=4),
+    Case("convnet", 1, "train", restarts=8),
+    Case("convnet", 4, "eval", restarts=8),
+)
+
+WAYS = ("plain", "exact", "frozen-pattern", "exact, bf16 tangents")
+
+# Passes over the network that a way cannot do without, in forward FLOPs: a forward, a backward
+# to inputs and weights, and two tangent passes of two products each; or two first-order passes.
+PASSES = {"plain": 7, "exact": 7, "frozen-pattern": 5, "exact, bf16 tangents": 7}
+
+
+class Step:
+    """One step of an attack in one way, ready to be timed.
+
+    Args:
+        case: the setting.
+        way: one of :data:`WAYS`.
+        device: where it runs.
+        dtype: of everything in it.
+    """
+
+    def __init__(
+        self, case: Case, way: str, device: str, dtype: torch.dtype = torch.float32
+    ) -> None:
+        model = case.model()
+        observation = case.observation(model).to(device, dtype)
+        self.images = case.images().to(device, dtype)
+        self.engine: Engine = engine_for(
+            model.to(device, dtype),
+            observation,
+            distance=Cosine(),
+            regularizers=(TotalVariation(1e-3),),
+            way=way.split(",", maxsplit=1)[0],
+            tangent_dtype=torch.bfloat16 if "bf16" in way else None,
+        )
+        self._latents: Tensor | None = None
+        self._generator: Callable[[Tensor], Tensor] | None = None
+        if case.generator:
+            with torch.random.fork_rng():
+                torch.manual_seed(3)
+                prior = DCGAN(image_size=case.size, channels=3)
+            self._generator = prior.eval().requires_grad_(False).to(device, dtype)
+            source = torch.Generator().manual_seed(4)
+            self._latents = prior.sample_latents(case.batch, source).to(device, dtype)
+
+    def __call__(self) -> Tensor:
+        """Returns the gradient with respect to what is searched."""
+        if self._generator is None or self._latents is None:
+            return self.engine.evaluate(self.images).gradient
+        z = self._latents.requires_grad_()
+        images = self._generator(z)
+        directions = self.engine.evaluate(images[None]).gradient[0]
+        return torch.autograd.grad(images, z, directions)[0]
