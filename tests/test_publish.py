@@ -1,0 +1,52 @@
+"""The commands that publish audits: how their arguments and figures are made."""
+
+import pytest
+
+from benchmarks.publish import _specs
+from benchmarks.publish_standard import _named, _parts, figures_of
+from benchmarks.tune import best_settings
+
+
+def test_settings_are_for_one_defence():
+    tuned = ["none=gi-x:tv=0.003", "sparsify:0.95=gi-w:tv=0.01"]
+    assert _specs(("gi-x", "gi-w"), tuned, "none") == {"gi-x": "gi-x:tv=0.003", "gi-w": "gi-w"}
+    assert _specs(("gi-x", "gi-w"), tuned, "sparsify:0.95") == {
+        "gi-x": "gi-x", "gi-w": "gi-w:tv=0.01",
+    }  # fmt: skip
+
+
+def test_the_parts_of_a_case():
+    assert _parts("faces:data:prior:convnet:sparsify:0.95:8:60") == (
+        "faces", "data", "prior", "convnet", "sparsify", "0.95", 8, 60.0,
+    )  # fmt: skip
+    assert _parts("faces:data:prior:resnet18:none:4:90.5")[4:] == ("none", "", 4, 90.5)
+    assert _named("faces:/a/b/c:prior") == "faces:b/c:prior"
+
+
+def row(attack: str, fraction: float, psnr: float) -> dict:
+    return {
+        "data": "faces", "model": "convnet", "attack": attack, "fraction": fraction, "psnr": psnr,
+    }  # fmt: skip
+
+
+def test_gain_and_time_ratio():
+    rows = [row("gi-x", 1.0, 10.0), row("gi-x", 1.0, 12.0), row("gi-z/w", 1.0, 12.0)]
+    slow = [row("standard", f, 12.0 + f) for f in (1.0, 1 / 2, 1 / 3)]
+    figures = figures_of([*rows, *slow, row("standard", 1 / 6, 11.0)])
+    assert figures["gain_db faces convnet"] == pytest.approx(1.0)
+    assert figures["time_ratio faces convnet"] == pytest.approx(1 / 3)
+    assert figures["psnr_mean gi-x faces convnet"] == 11.0
+    never = [row("standard", f, 11.9) for f in (1.0, 1 / 2, 1 / 3, 1 / 6)]
+    assert figures_of([*rows, *never])["time_ratio faces convnet"] == 2.0
+
+
+def test_the_best_setting_is_that_of_the_highest_mean():
+    rows = [
+        {"defense": "none", "method": "gi-z", "tv": 1e-3, "lr": lr, "psnr": psnr}
+        for lr, values in ((3e-2, (10.0, 14.0)), (1e-1, (13.0, 12.0)))
+        for psnr in values
+    ]
+    figures = best_settings(rows)
+    assert figures == {
+        "gi-z none tv": 1e-3, "gi-z none lr": 1e-1, "gi-z none psnr_mean": 12.5,
+    }  # fmt: skip
