@@ -23,7 +23,10 @@ TRAINING_BATCH = 64
 
 
 def measure_labels(options: argparse.Namespace) -> Section:
-    """Recovers the labels of random batches with repeats; a row for each case."""
+    """Recovers the labels of random batches with repeats; a row for each case.
+
+    All batches for each untrained network, a quarter of them for every other case.
+    """
     if options.data is None:
         raise ConfigError(
             "expected the training images for the section labels, got none; give --data"
@@ -35,6 +38,7 @@ def measure_labels(options: argparse.Namespace) -> Section:
     for model in ("convnet", "resnet18"):
         for mode in ("eval", "train"):
             rows += _case(test, options, model=model, mode=mode)
+    options = argparse.Namespace(**vars(options) | {"batches": max(1, options.batches // 4)})
     rows += _case(test, options, model="convnet", mode="eval", bias=False)
     for defense in ("clip:1", "noise:0.01", "noise:0.1", "sparsify:0.5", "sparsify:0.95"):
         rows += _case(test, options, model="convnet", mode="eval", defense=defense)
@@ -44,7 +48,6 @@ def measure_labels(options: argparse.Namespace) -> Section:
     return Section(
         settings={
             "batch_size": BATCH,
-            "batches": options.batches,
             "images": "embedded Fashion-MNIST test images, drawn so that labels repeat",
             "training": f"Adam 1e-3 on Fashion-MNIST's training images, batches of "
             f"{TRAINING_BATCH}, batch norm in train mode",
