@@ -24,8 +24,9 @@ audit: $(STAMP) ## audit the embedded images with the embedded prior; options in
 test: $(STAMP) ## the tests; options in ARGS="-n 2 -k matching"
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
-bench: $(STAMP) ## the speed of the parts, by pytest-benchmark
-	@$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only $(ARGS)
+bench: $(STAMP) ## the engine's ways against double backward, then the parts; ARGS="--repeats 3"
+	@$(BIN)/python -m benchmarks.bench_engine $(ARGS)
+	@$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only
 
 lint: $(STAMP) ## ruff, pyright, the one-way imports, the dependencies
 	@$(BIN)/ruff check
