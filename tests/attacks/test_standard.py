@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gradinv.attacks import Outcome, invert, preset
+from gradinv.attacks.objectives import TotalVariation
 from gradinv.attacks.standard import Standard
 from gradinv.errors import ConfigError
 from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_prior, tiny_victim
@@ -34,6 +35,14 @@ def test_no_feature_stage_where_it_does_not(victim, observation, prior):
     update = tiny_observation(behind, tiny_batch())
     found = invert(update, behind, preset("standard").scaled(0.003), prior=prior)
     assert [stage.name for stage in found.stages] == ["z", "w"]
+
+
+def test_weights_are_smoothed_more_where_little_is_known(victim, prior):
+    for defense, weight in (("none", 1e-3), ("sparsify:0.8", 1e-2)):
+        update = tiny_observation(victim, tiny_batch(), defense=defense)
+        *_, last = preset("standard").resolved(update, victim, prior).stages
+        assert last.space.name == "w"
+        assert last.regularizers == (TotalVariation(weight),)
 
 
 def test_pixels_without_a_prior(victim, observation):
