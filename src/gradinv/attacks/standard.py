@@ -17,8 +17,9 @@ VERSION = 1
 
 _W = OfGenerator(weights=True)
 _SMOOTH = (TotalVariation(1e-2),)
-"""For weights under a sparsification: with few known coordinates they fit what is not there. Found on
-training images of faces, ConvNet, 0.95 dropped; without a defence the same weight costs detail."""
+"""For weights under a sparsification: with few known coordinates they fit what is not there.
+
+Found on training images of faces, ConvNet, 0.95 dropped; undefended, it costs detail."""
 
 
 def _features(steps: int) -> Stage:
