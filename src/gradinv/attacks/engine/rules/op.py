@@ -41,12 +41,21 @@ class Ghost:
 
     def combined(self, restarts: int, on_alpha: Tensor, on_beta: Tensor) -> Tensor:
         """Returns alpha times one tensor plus beta times another; batch first, restart first."""
+        return self.add_alpha(self.times_beta(on_beta, restarts), on_alpha, restarts)
+
+    def times_beta(self, tensor: Tensor, restarts: int) -> Tensor:
+        """Returns beta times the tensor, or the tensor itself where beta is 1."""
+        if self.beta is None:
+            return tensor
+        beta = self.beta.view(restarts, *([1] * tensor.dim()))
+        return (tensor.unflatten(0, (restarts, -1)) * beta).flatten(0, 1)
+
+    def add_alpha(self, tensor: Tensor, on_alpha: Tensor, restarts: int) -> Tensor:
+        """Returns the tensor plus alpha times another."""
         assert self.alpha is not None
-        shape = (restarts, *([1] * on_alpha.dim()))
-        first, second = (t.unflatten(0, (restarts, -1)) for t in (on_alpha, on_beta))
-        if self.beta is not None:
-            second = second * self.beta.view(shape)
-        return torch.addcmul(second, first, self.alpha.view(shape)).flatten(0, 1)
+        alpha = self.alpha.view(restarts, *([1] * tensor.dim()))
+        tensor, on_alpha = (t.unflatten(0, (restarts, -1)) for t in (tensor, on_alpha))
+        return torch.addcmul(tensor, on_alpha, alpha).flatten(0, 1)
 
 
 @dataclass(eq=False)
@@ -79,6 +88,11 @@ class Run:
             self.gradients[name] = parts
         else:
             self.gradients[name] = [a + b for a, b in zip(known, parts, strict=True)]
+
+    @property
+    def low_dtype(self) -> torch.dtype | None:
+        """The type of the tangent passes' products; None for that of the weights."""
+        return None if self.low is None else next(iter(self.low.values())).dtype
 
     def tangent_weight(self, name: str) -> Tensor:
         """Returns a weight as the tangent passes take it."""

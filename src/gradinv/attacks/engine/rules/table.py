@@ -10,13 +10,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from gradinv.attacks.engine.rules import pointwise
-from gradinv.attacks.engine.rules.convolution import Convolution
 from gradinv.attacks.engine.rules.norm import BatchNorm
 from gradinv.attacks.engine.rules.op import Op, UnsupportedError, pair
 from gradinv.attacks.engine.rules.pointwise import LeakyReLU, ReLU, Smooth
 from gradinv.attacks.engine.rules.pooling import AdaptiveAvgPool, AvgPool, MaxPool, Mean
 from gradinv.attacks.engine.rules.shape import Add, Affine, Concatenate, Identity, Reshape
-from gradinv.attacks.engine.rules.weighted import Linear
+from gradinv.attacks.engine.rules.weighted import Convolution, Linear
 from gradinv.models.normalize import Normalize
 
 # A rule, and the nodes of the graph that it takes.
@@ -122,7 +121,12 @@ def _convolution(
             raise UnsupportedError("a convolution with more padding on one side than on the other")
         padding = [length // 2 for length in reach]
     return Convolution(
-        weight, bias, stride=pair(stride), padding=pair(padding), dilation=dilation, groups=groups
+        weight,
+        bias,
+        stride=tuple(pair(stride)),
+        padding=tuple(pair(padding)),
+        dilation=tuple(dilation),
+        groups=groups,
     )
 
 
