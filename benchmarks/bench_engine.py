@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch.fx
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
@@ -172,6 +173,8 @@ def _peak_memory(case: Case, way: str, device: str) -> float:
     if device == "cuda":
         Step(case, way, device)()
         return torch.cuda.max_memory_allocated() / _MEBIBYTE
+    # The libraries that a first trace loads are no memory of a step.
+    torch.fx.symbolic_trace(torch.nn.Identity())
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     step = Step(case, way, device)

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gradinv.attacks.engine.base import Engine, Problem
 from gradinv.attacks.engine.exact import ExactROperator
 from gradinv.attacks.engine.frozen import FrozenPattern
+from gradinv.attacks.engine.graphs import full_precision
 from gradinv.attacks.engine.plain import PlainDoubleBackward
-from gradinv.attacks.engine.rules.op import UnsupportedError
+from gradinv.attacks.engine.program import Program
+from gradinv.attacks.engine.rules.op import Run, UnsupportedError
 from gradinv.attacks.engine.simulated import SimulatedTraining
-from gradinv.attacks.engine.traced import TracedEngine
+from gradinv.attacks.engine.traced import first_order, weights_of
 from gradinv.attacks.engine.tracing import trace
 from gradinv.attacks.objectives import Distance, Regularizer, Target
 from gradinv.errors import AttackError, ConfigError, did_you_mean
@@ -86,14 +89,7 @@ def engine_for(
     problem = Problem.of(model, observation, **settings)
     try:
         program = trace(model, frozenset(problem.target.gradient))
-        if way == "frozen-pattern":
-            engine = FrozenPattern(problem, program)
-        else:
-            engine = ExactROperator(
-                problem, program, tangent_dtype=tangent_dtype, tangent_tf32=tangent_tf32
-            )
-        shape = (observation.batch_size, *observation.image_shape)
-        _check_first_order(engine, model, shape, problem)
+        _check_first_order(program, problem, observation)
     except UnsupportedError as missing:
         if way != "auto":
             raise AttackError(
@@ -102,12 +98,12 @@ def engine_for(
             ) from missing
         reason = f"no rule for {missing}"
         return PlainDoubleBackward(model, observation, **settings, reason=reason)
-    return engine
+    if way == "frozen-pattern":
+        return FrozenPattern(problem, program)
+    return ExactROperator(problem, program, tangent_dtype=tangent_dtype, tangent_tf32=tangent_tf32)
 
 
-def _check_first_order(
-    engine: TracedEngine, model: nn.Module, shape: tuple[int, ...], problem: Problem
-) -> None:
+def _check_first_order(program: Program, problem: Problem, observation: Observation) -> None:
     """Compares the traced network's gradient with the network's own on one random batch.
 
     A trace does not see everything: not what hooks do, not ``no_grad`` or ``detach`` inside a
@@ -116,24 +112,26 @@ def _check_first_order(
     Raises:
         UnsupportedError: they differ, or the network has an autograd function of its own.
     """
-    assert problem.labels is not None
-    like = next(iter(problem.target.gradient.values()))
+    assert problem.labels is not None  # the factory sees to it
+    model, target = problem.model, problem.target.gradient
     source = torch.Generator().manual_seed(0)
-    images = torch.rand(shape, generator=source).to(like)
-    parameters = {name: value for name, value in model.named_parameters() if name in engine.wanted}
+    shape = (observation.batch_size, *observation.image_shape)
+    images = torch.rand(shape, generator=source).to(next(iter(target.values())))
+    parameters = {name: value for name, value in model.named_parameters() if name in target}
     with torch.enable_grad():
-        scores = logits(model, images)
-        loss = torch.nn.functional.cross_entropy(scores, problem.labels)
+        loss = functional.cross_entropy(logits(model, images), problem.labels)
     _refuse_custom_functions(loss)
     own = torch.autograd.grad(
         loss, list(parameters.values()), allow_unused=True, materialize_grads=True
     )
-    traced = engine.gradients(images[None])
+    run = Run(1, weights_of(model), frozenset(target))
+    with torch.no_grad(), full_precision():
+        first_order(program, run, images[None], problem.labels)
     total = torch.stack([gradient.norm() for gradient in own]).norm()
     for name, gradient in zip(parameters, own, strict=True):
         # Wide enough for a ReLU whose sign float32 gets wrong, far too narrow for a wrong rule.
         allowed = 0.05 * gradient.norm() + 1e-3 * total
-        if not (traced[name][0] - gradient).norm() <= allowed:
+        if not (run.gradients[name][0] - gradient).norm() <= allowed:
             raise UnsupportedError(
                 f"what the network does beside its traced operations (gradient of {name})"
             )

@@ -14,7 +14,7 @@ from gradinv.attacks.engine.base import Evaluated
 from gradinv.attacks.engine.program import Injection
 from gradinv.attacks.engine.rules.norm import BatchNorm
 from gradinv.attacks.engine.rules.op import Run, Saved, channels_last
-from gradinv.attacks.engine.traced import TracedEngine
+from gradinv.attacks.engine.traced import TracedEngine, loss_adjoint
 
 # Length of the step over that of the weights: between float rounding and curvature.
 _STEP = {torch.float32: 1e-5, torch.float64: 1e-7}
@@ -58,7 +58,8 @@ class FrozenPattern(TracedEngine):
         tape: list[Saved] = []
         x = channels_last(images.flatten(0, 1))
         probabilities = torch.softmax(self.program.replay(run, tape, pattern, x), 1)
-        gy = self.loss_adjoint(probabilities, 1)
+        assert self.problem.labels is not None  # the factory sees to it
+        gy = loss_adjoint(probabilities, self.problem.labels)
         return self.program.replay_backward(run, tape, pattern, gy, inject)
 
 

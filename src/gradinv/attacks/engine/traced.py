@@ -4,7 +4,7 @@ from abc import abstractmethod
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradinv.attacks.engine.base import Evaluated, Problem
 from gradinv.attacks.engine.directions import Matcher
@@ -22,6 +22,43 @@ MEMORY = 2 * 1024**3
 _COPIES = 4
 
 
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the network's parameters as the rules take them."""
+    return {name: channels_last(value.detach()) for name, value in model.named_parameters()}
+
+
+def loss_adjoint(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Returns dL/d(logits) of the cross entropy, averaged over the labels, for every restart."""
+    each = labels.repeat(len(probabilities) // len(labels))[:, None]
+    ones = torch.ones_like(each, dtype=probabilities.dtype)
+    return probabilities.scatter_add(1, each, -ones) / len(labels)
+
+
+def first_order(
+    program: Program, run: Run, images: Tensor, labels: Tensor, *, to_images: bool = False
+) -> tuple[list[Saved], Tensor, Tensor | None]:
+    """Fills a run's gradients.
+
+    Args:
+        program: the network's operations.
+        run: a new one.
+        images: (restart, batch, channel, height, width).
+        labels: classes of one batch.
+        to_images: go on to dL/dx.
+
+    Returns:
+        The tape, the class probabilities, and dL/dx if it was asked for.
+    """
+    tape: list[Saved] = []
+    logits = program.forward(run, tape, channels_last(images.flatten(0, 1)))
+    probabilities = torch.softmax(logits, 1)
+    gx = program.backward(run, tape, loss_adjoint(probabilities, labels), to_images=to_images)
+    for name in sorted(run.wanted - run.gradients.keys() - run.ghosts.keys()):
+        zeros = torch.zeros_like(run.weights[name])
+        run.gradients[name] = [zeros.clone() for _ in range(run.restarts)]
+    return tape, probabilities, gx
+
+
 class TracedEngine:
     """Base class of the engines that compute their own passes.
 
@@ -37,9 +74,7 @@ class TracedEngine:
 
     def __init__(self, problem: Problem, program: Program) -> None:
         self.problem, self.program = problem, program
-        self.weights = {
-            name: channels_last(value.detach()) for name, value in problem.model.named_parameters()
-        }
+        self.weights = weights_of(problem.model)
         self.wanted = frozenset(problem.target.gradient)
         mask = problem.target.mask
         self.matcher = Matcher(
@@ -64,39 +99,9 @@ class TracedEngine:
     def first_order(
         self, run: Run, images: Tensor, *, to_images: bool = False
     ) -> tuple[list[Saved], Tensor, Tensor | None]:
-        """Fills the run's gradients.
-
-        Args:
-            run: a new one.
-            images: (restart, batch, channel, height, width).
-            to_images: go on to dL/dx.
-
-        Returns:
-            The tape, the class probabilities, and dL/dx if it was asked for.
-        """
-        tape: list[Saved] = []
-        logits = self.program.forward(run, tape, channels_last(images.flatten(0, 1)))
-        probabilities = torch.softmax(logits, 1)
-        gy = self.loss_adjoint(probabilities, run.restarts)
-        gx = self.program.backward(run, tape, gy, to_images=to_images)
-        for name in sorted(self.wanted - run.gradients.keys() - run.ghosts.keys()):
-            zeros = torch.zeros_like(self.weights[name])
-            run.gradients[name] = [zeros.clone() for _ in range(run.restarts)]
-        return tape, probabilities, gx
-
-    def loss_adjoint(self, probabilities: Tensor, restarts: int) -> Tensor:
-        """Returns dL/d(logits) of the cross entropy, averaged over each restart's batch."""
+        """Fills a new run's gradients, as :func:`first_order` does."""
         assert self.problem.labels is not None  # the factory sees to it
-        labels = self.problem.labels.repeat(restarts)[:, None]
-        ones = torch.ones_like(labels, dtype=probabilities.dtype)
-        return probabilities.scatter_add(1, labels, -ones) / len(self.problem.labels)
-
-    @torch.no_grad()
-    def gradients(self, images: Tensor) -> dict[str, list[Tensor]]:
-        """Returns the trial gradient by parameter name, one tensor for each restart."""
-        run = self.new_run(images.shape[0])
-        self.first_order(run, images)
-        return run.gradients
+        return first_order(self.program, run, images, self.problem.labels, to_images=to_images)
 
     @torch.no_grad()
     def evaluate(self, images: Float[Tensor, "restart batch channel height width"]) -> Evaluated:
