@@ -53,6 +53,16 @@ def test_layer_cosine_is_the_mean_of_each_layers_own_and_skips_silent_layers():
     assert LayerCosine()(TRIAL, Target(silent)).item() == pytest.approx(each[0], rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_layer_cosine_skips_tensors_that_are_rounding_errors(dtype):
+    """As of a bias in front of batch norm in train mode, whose true gradient is zero."""
+    noise = torch.finfo(dtype).eps * torch.tensor([[1.0, -2.0]], dtype=dtype)
+    trial = {"a": TRIAL["a"].to(dtype), "b": -noise}
+    seen = {"a": SEEN["a"].to(dtype), "b": noise}
+    alone = Cosine()({"a": trial["a"]}, Target({"a": seen["a"]}))
+    assert LayerCosine()(trial, Target(seen)).item() == pytest.approx(alone.item(), rel=1e-6)
+
+
 def test_cosine_of_a_zero_gradient_is_finite():
     nothing = {name: torch.zeros_like(value) for name, value in TRIAL.items()}
     assert Cosine()(nothing, Target(SEEN)).item() == 1

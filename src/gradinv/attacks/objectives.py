@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gradinv.attacks.consensus import GroupConsistency
@@ -76,15 +76,23 @@ class Cosine:
         return 1 - inner / (own.sqrt() * observed.sqrt()).clamp_min(torch.finfo(own.dtype).tiny)
 
 
+def is_signal(observed: Float[Tensor, " tensor"]) -> Bool[Tensor, " tensor"]:
+    """Returns which tensors are more than rounding errors, from |g|^2 of each.
+
+    A bias in front of batch norm in train mode has a gradient of zero that is computed as some
+    1e-8 of the others (1e-17 in float64). Alone, that has no direction to compare.
+    """
+    return observed > (32 * torch.finfo(observed.dtype).eps) ** 2 * observed.sum()
+
+
 @dataclass(frozen=True)
 class LayerCosine:
-    """The mean over the tensors of each one's own 1 - cosine."""
+    """The mean of each tensor's own 1 - cosine, over those whose gradient is not zero."""
 
     def __call__(self, trial: Mapping[str, Tensor], target: Target) -> Float[Tensor, ""]:
         """Returns a value between 0 and 2."""
         inner, own, observed = (torch.stack(terms) for terms in _products(trial, target))
-        # A tensor whose gradient was removed whole has no direction to compare.
-        used = observed > 0
+        used = is_signal(observed)
         scale = (own[used].sqrt() * observed[used].sqrt()).clamp_min(torch.finfo(own.dtype).tiny)
         return (1 - inner[used] / scale).mean()
 

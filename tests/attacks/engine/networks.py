@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradinv.attacks.objectives import Target
 from gradinv.data import ClientBatch
 from gradinv.federated import FedSGD, Observation, Reveal, observe, parse_defense
 from gradinv.models.normalize import Normalize
@@ -169,21 +168,6 @@ def update(
         defenses=parse_defense(defense),
         reveal=Reveal(bn_statistics=bn),  # pyright: ignore[reportArgumentType]
         generator=source,
-    )
-
-
-def target(observation: Observation) -> Target:
-    """Returns what can be compared: the observed tensors without those that are rounding errors.
-
-    A bias in front of batch norm in train mode has a gradient of zero, computed as 1e-17; the
-    cosine of each tensor by itself makes a direction of that.
-    """
-    total = sum(float(value.square().sum()) for value in observation.gradient.values())
-    names = [n for n, v in observation.gradient.items() if v.square().sum() > 1e-20 * total]
-    mask = observation.sparsity_mask
-    return Target(
-        {name: observation.gradient[name] for name in names},
-        None if mask is None else {name: mask[name] for name in names},
     )
 
 

@@ -17,7 +17,7 @@ from gradinv.attacks.objectives import (
     TotalVariation,
 )
 from gradinv.models import ConvNet, ResNet18, batch_norm_layers
-from tests.attacks.engine.networks import guesses, network, plans, relative, shake, target, update
+from tests.attacks.engine.networks import guesses, network, plans, relative, shake, update
 
 DISTANCES = (Cosine(), LayerCosine(), SquaredL2(), L1())
 REGULARIZERS = (TotalVariation(0.1, squared=True), ImageNorm(0.1), BatchNormMatching(0.3))
@@ -46,7 +46,6 @@ def test_it_is_double_backward_on_random_networks(plan, distance, defense, with_
         model,
         observation,
         distance=distance,
-        target=target(observation),
         regularizers=REGULARIZERS if with_terms else (),
     )
     images = guesses(model)

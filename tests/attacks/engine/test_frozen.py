@@ -18,7 +18,7 @@ from gradinv.attacks.objectives import (
     TotalVariation,
 )
 from gradinv.models import ConvNet, batch_norm_layers
-from tests.attacks.engine.networks import guesses, network, plans, relative, shake, target, update
+from tests.attacks.engine.networks import guesses, network, plans, relative, shake, update
 
 
 def victim(mode: str) -> nn.Module:
@@ -39,7 +39,7 @@ def test_in_float64_it_is_double_backward_to_the_order_of_its_step(plan, distanc
     model = network(plan)
     observation = update(model)
     terms = (BatchNormMatching(0.3),) if with_terms and batch_norm_layers(model) else ()
-    kept = {"distance": distance, "regularizers": terms, "target": target(observation)}
+    kept = {"distance": distance, "regularizers": terms}
     engine = engine_for(model, observation, way="frozen-pattern", **kept)
     plain = PlainDoubleBackward(model, observation, **kept)
     images = guesses(model)

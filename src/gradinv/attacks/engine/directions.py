@@ -13,7 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradinv.attacks.engine.rules.op import Run
-from gradinv.attacks.objectives import Cosine, Distance, LayerCosine, SquaredL2, Target
+from gradinv.attacks.objectives import (
+    Cosine,
+    Distance,
+    LayerCosine,
+    SquaredL2,
+    Target,
+    is_signal,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +54,9 @@ def cosine(inner: Tensor, own: Tensor, observed: Tensor) -> Coefficients:
 
 
 def layer_cosine(inner: Tensor, own: Tensor, observed: Tensor) -> Coefficients:
-    """As :func:`cosine` for each tensor; those without any observed gradient take no part."""
+    """As :func:`cosine` for each tensor; those without an observed gradient take no part."""
     tiny = torch.finfo(own.dtype).tiny
-    used = (observed > 0).to(own.dtype)
+    used = is_signal(observed).to(own.dtype)
     scale = (own.sqrt() * observed.sqrt()).clamp_min(tiny)
     count = used.sum()
     value = ((1 - inner / scale) * used).sum(1) / count
