@@ -256,6 +256,19 @@ def test_a_time_limit_ends_the_attack_and_is_named(victim, observation):
         invert(observation, victim, preset("gi-x"), seed=0, seconds=0.0)
 
 
+def test_a_time_limit_is_shared_by_restarts_too(victim, observation, prior):
+    """Eight restarts of 100 steps, then one of 400: a third of the time for the one."""
+    attack = preset("gi-z/w:steps=100,400")
+    assert (attack.restarts, attack.stages[0].keep) == (8, 1)
+    seen = []
+    found = invert(observation, victim, attack, prior=prior, seconds=0.9, callback=seen.append)
+    z, w = (stage.seconds for stage in found.stages)
+    assert z / w == pytest.approx(2, rel=0.3)
+    latents = [progress.fraction for progress in seen if progress.stage == 0]
+    assert latents[-1] == pytest.approx(2 / 3)
+    assert seen[-1].fraction == pytest.approx(1)
+
+
 def test_progress_counts_up_to_the_end(victim, observation, prior):
     seen = []
     invert(observation, victim, short("gi-z/w"), prior=prior, callback=seen.append)
@@ -264,6 +277,8 @@ def test_progress_counts_up_to_the_end(victim, observation, prior):
     assert fractions[-1] == 1
     assert seen[-1].step == seen[-1].steps
     assert {progress.stage_name for progress in seen} == {"z", "w"}
+    # One step of z is one of 8 restarts, one step of w is one of a single restart.
+    assert fractions[0] == pytest.approx(8 / (8 * 1 + 2))
 
 
 def test_the_prior_and_the_network_are_left_as_they_were(victim, observation, prior):

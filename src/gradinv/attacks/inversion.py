@@ -64,7 +64,8 @@ def invert(
         callback: called after every step; an exception that it raises leaves this function.
         resume: continue from here; attack, observation and seed must be those that it was made of.
         seconds: wall-clock limit, shared among the stages in proportion to their steps and
-            replacing them: each stage decays its learning rate to the end of its share.
+            restarts and replacing the steps: each stage decays its learning rate to the end of its
+            share.
 
     Returns:
         The restart with the least matching cost.
@@ -186,7 +187,7 @@ class Search:
         """Returns the seconds that the present stage may take."""
         if self.seconds is None:
             return None
-        return self.seconds * self.stage.work / self.attack.total_work
+        return self.seconds * self.attack.stage_work[len(self.results)] / self.attack.total_work
 
     def _progress(self) -> float:
         share = self._share()
@@ -273,7 +274,7 @@ class Search:
     def _report(self) -> Progress:
         stages = self.attack.stages
         total = self.attack.total_steps
-        before = sum(stage.work for stage in stages[: len(self.results)])
+        *before, own = self.attack.stage_work[: len(self.results) + 1]
         within = min(1.0, self._progress())
         return Progress(
             stage=len(self.results),
@@ -283,7 +284,7 @@ class Search:
             steps=total,
             cost=self.costs[-1],
             seconds=sum(result.seconds for result in self.results) + self.stage_seconds,
-            fraction=(before + within * self.stage.work) / self.attack.total_work,
+            fraction=(sum(before) + within * own) / self.attack.total_work,
             checkpoint=self.checkpoint,
         )
 

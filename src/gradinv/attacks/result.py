@@ -126,7 +126,8 @@ class Progress:
         steps: of the whole attack (a guess under a time limit).
         cost: of every restart at this step.
         seconds: spent so far.
-        fraction: of the whole attack, 0 to 1.
+        fraction: of the whole attack's work, 0 to 1. Steps are no measure of it: an early stage has
+            more restarts, and its steps take longer.
         checkpoint: makes a :class:`Checkpoint` of this moment.
     """
 

@@ -160,7 +160,6 @@ def _attack(task: _Task, options: Invert, folder: Path) -> Reconstruction:
                 seconds=options.seconds,
                 callback=Watch(
                     cell.slug,
-                    task.attack,
                     save=lambda checkpoint: checkpoint.save(path),
                     stop=interrupted,
                     report=progress.beat,
