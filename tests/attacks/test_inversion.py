@@ -3,7 +3,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gradinv.attacks import Adam, AnalyticAttack, Attack, Checkpoint, Outcome, Stage, invert, preset
+from gradinv.attacks import (
+    Adam,
+    AnalyticAttack,
+    Attack,
+    Checkpoint,
+    LabelMethod,
+    Outcome,
+    Stage,
+    invert,
+    preset,
+)
 from gradinv.attacks.engine import ExactROperator, PlainDoubleBackward, engine_for
 from gradinv.attacks.presets import PRESETS
 from gradinv.attacks.schedules import StepDecay
@@ -66,7 +76,14 @@ def test_dlg_rebuilds_an_image_and_its_label_from_nothing_but_the_gradient():
     observation = replace(tiny_observation(model, batch), labels=None)
     found = invert(observation, model, preset("dlg").with_steps([120.0]), seed=0)
     assert found.labels.tolist() == [2]
-    assert found.recovered is None
+    assert found.recovered is not None
+    assert found.recovered.labels.tolist() == [2]
+    assert found.recovered.counts.tolist() == [0, 0, 1, 0]
+    assert found.recovered.method is LabelMethod.SEARCHED
+    assert not found.recovered.exact
+    assert 0 <= found.recovered.gap < 0.5
+    told = replace(observation, labels=batch.labels)
+    assert invert(told, model, preset("dlg").with_steps([2.0])).recovered is None
     assert (found.images - batch.images).square().mean() < 1e-3
 
 

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from gradinv.attacks import invert, preset
-from gradinv.attacks.labels import LabelMethod, RecoveredLabels, _whole, recover_labels
+from gradinv.attacks.labels import (
+    LabelMethod,
+    RecoveredLabels,
+    _whole,
+    recover_labels,
+    searched_labels,
+)
 from gradinv.data import ClientBatch
 from gradinv.errors import AttackError
 from gradinv.federated import (
@@ -215,6 +221,10 @@ def test_what_does_not_fit_is_said():
         recover_labels(several, net, method=LabelMethod.IDLG)
     with pytest.raises(AttackError, match=r"at most 6 images .*column-minimum.*got 7; use counts"):
         recover_labels(many, net, method=LabelMethod.COLUMN_MINIMUM)
+    with pytest.raises(
+        AttackError, match=r"got 'searched with the images'; .* dlg.* or use counts"
+    ):
+        recover_labels(several, net, method=LabelMethod.SEARCHED)
     frozen = {name: v for name, v in several.gradient.items() if name != "head.weight"}
     with pytest.raises(AttackError, match=r"the gradient of head\.weight.*\(a frozen layer\)"):
         recover_labels(replace(several, gradient=frozen), net)
@@ -233,6 +243,15 @@ def test_what_does_not_fit_is_said():
 def test_whole_numbers_sum_to_the_batch(counts, batch, least, whole):
     real = torch.tensor(counts, dtype=torch.float64)
     assert _whole(real, batch, torch.tensor(least).double()).tolist() == whole
+
+
+def test_searched_labels_are_the_most_probable_ones():
+    soft = torch.tensor([[0.1, 0.7, 0.2], [0.6, 0.4, 0.0], [0.0, 0.9, 0.1]])
+    found = searched_labels(soft)
+    assert found.labels.tolist() == [0, 1, 1]
+    assert found.counts.tolist() == [1, 2, 0]
+    assert (found.method, found.exact) == (LabelMethod.SEARCHED, False)
+    assert found.gap == pytest.approx(0.3)
 
 
 def test_an_attack_goes_on_with_the_labels_that_it_found():

@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -184,6 +185,21 @@ def test_a_cell_is_matched_measured_and_stored(monkeypatch, tmp_path):
     assert header["labels"] == batch.labels.tolist()
     assert header["classes"] == [("cat", "dog", "eel")[label] for label in header["labels"]]
     json.dumps(row, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("attack", "method"), [("dlg", "searched with the images"), ("gi-x", "counts")]
+)
+def test_the_accuracy_of_hidden_labels_is_in_the_row(attack, method, tmp_path):
+    setup = prepare(config(attack=(attack,), hide_labels=True))
+    cell, store = Cell(attack, "none", 1), RunStore(tmp_path / "run")
+    assert compute_cell(setup, cell, store, stop=never, report=ignore)
+    found = store.load_row(cell)["label_recovery"]
+    assert found["method"] == method
+    true = setup.client.batches[1].labels.tolist()
+    right = (Counter(found["labels"]) & Counter(true)).total()
+    assert found["accuracy"] == right / len(true)
+    assert found["labels"] == sorted(found["labels"])
 
 
 class ConstantLpips(Lpips):

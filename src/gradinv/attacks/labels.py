@@ -42,6 +42,8 @@ class LabelMethod(Enum):
     """Distinct labels: the B rows with the most negative entry (Yin et al. 2021, eq. 8)."""
     COUNTS = "counts"
     """Counts with repeats: solved for together with the features of each class."""
+    SEARCHED = "searched with the images"
+    """Soft labels that an attack searches together with the images (Zhu et al. 2019)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,8 @@ def recover_labels(
     Args:
         observation: what the server saw; its own labels are not looked at.
         model: f_theta in the protocol's mode.
-        method: how; ``IDLG`` for one image and ``COUNTS`` for more when None.
+        method: how; ``IDLG`` for one image and ``COUNTS`` for more when None. Not ``SEARCHED``,
+            which takes an attack.
         seed: of the random images that the network is probed with.
 
     Raises:
@@ -88,6 +91,11 @@ def recover_labels(
     """
     if method is None:
         method = LabelMethod.IDLG if observation.batch_size == 1 else LabelMethod.COUNTS
+    if method is LabelMethod.SEARCHED:
+        raise AttackError(
+            "expected a method that reads labels off the last layer, got "
+            f"'{method.value}'; attack with dlg, which does that, or use {LabelMethod.COUNTS.value}"
+        )
     source = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters())
     probes = random_images(PROBES, observation.image_shape, source)
@@ -109,6 +117,19 @@ def recover_labels(
     counts = counts.to(parameter.device)
     labels = torch.repeat_interleave(counts)
     return RecoveredLabels(labels, counts, method, exact, gap)
+
+
+def searched_labels(soft: Float[Tensor, "batch class"]) -> RecoveredLabels:
+    """Returns the labels that an attack ended at which searched them together with the images.
+
+    The most probable class of each image; the gap is between the sums of the soft labels and the
+    counts.
+    """
+    counts = torch.bincount(soft.argmax(dim=1), minlength=soft.shape[1])
+    gap = float((soft.sum(dim=0) - counts).abs().max())
+    return RecoveredLabels(
+        torch.repeat_interleave(counts), counts, LabelMethod.SEARCHED, exact=False, gap=gap
+    )
 
 
 @dataclass(frozen=True, eq=False)

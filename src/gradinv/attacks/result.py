@@ -57,7 +57,8 @@ class Reconstruction:
         stages: where each stage ended.
         outcome: how the attack ended.
         seconds: wall-clock time, over all sessions.
-        recovered: how the labels were found in the update; None where they were revealed.
+        recovered: how the labels were found in the update, or by the search itself; None where
+            they were revealed.
         kept: index of the stage that ``images`` come from, where that need not be the last one.
     """
 
