@@ -182,6 +182,7 @@ def lose_layer(tensors, header):
         (None, ["--model", "tiny_net:plain"], "parameter 1.bias has shape (4,) instead of (3,)"),
         (None, ["--attack", "gi-z"], "expected a prior for gi-z, got none"),
         (None, ["--attack", "gi-x+bn"], "observe the update with --reveal-bn exact"),
+        (None, ["--attack", "r-gap"], "an update of one image for r-gap, got 2; use --batch-size"),
         (None, ["--weights", "u.safetensors"], "expected model weights at u.safetensors"),
         (None, ["--restarts", "0"], "--restarts of at least 1"),
     ],
