@@ -14,7 +14,7 @@ from gradinv.attacks.ranks import rank_sentence
 from gradinv.data import ClientBatch
 from gradinv.errors import AttackError
 from gradinv.evaluation.metrics import psnr
-from gradinv.federated import FedSGD, Observation, Reveal, observe, parse_defense
+from gradinv.federated import FedAvg, FedSGD, Observation, Reveal, observe, parse_defense
 from gradinv.models import LeakyNet, Normalize
 from tests.attacks.tiny import tiny_prior
 
@@ -112,6 +112,23 @@ def test_the_image_comes_back_where_the_equations_determine_it(build, channels):
     assert stage.cost.shape == (found.steps, 1)
     assert found.objective.max() < 1e-6
     assert found.recovered is None
+
+
+@pytest.mark.parametrize("name", ["r-gap", "r-gap+prior:steps=2,2"])
+def test_one_local_step_is_taken_for_the_gradient_that_it_is(name):
+    model = seeded(lambda: LeakyNet(4, 1, SIDE)).double()
+    batch = image().to(dtype=torch.float64)
+    prior = tiny_prior().double()
+    once = observe(model, batch, protocol=FedAvg(local_epochs=1, lr=0.05, momentum=0.5))
+    found = invert(once, model, preset(name), prior=prior)
+    expected = invert(update(model, batch), model, preset(name), prior=prior)
+    (stage, *_), (same, *_) = found.stages, expected.stages
+    assert psnr(stage.images, batch.images, data_range=1.0) > 40
+    torch.testing.assert_close(stage.images, same.images, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.images, expected.images, rtol=1e-3, atol=1e-3)
+    twice = observe(model, batch, protocol=FedAvg(local_epochs=2, lr=0.05))
+    with pytest.raises(AttackError, match=r"single gradient for r-gap.*of 2 local steps; .*gi-x"):
+        invert(twice, model, preset(name), prior=prior)
 
 
 @pytest.mark.parametrize("build", [lambda: LeakyNet(4, 1, SIDE), without_bias])

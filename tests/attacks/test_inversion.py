@@ -3,7 +3,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gradinv.attacks import Adam, AnalyticAttack, Attack, Checkpoint, Outcome, Stage, invert, preset
+from gradinv.attacks import (
+    Adam,
+    AnalyticAttack,
+    Attack,
+    Checkpoint,
+    LabelMethod,
+    Outcome,
+    Stage,
+    invert,
+    preset,
+)
 from gradinv.attacks.engine import ExactROperator, PlainDoubleBackward, engine_for
 from gradinv.attacks.presets import PRESETS
 from gradinv.attacks.schedules import StepDecay
@@ -66,7 +76,14 @@ def test_dlg_rebuilds_an_image_and_its_label_from_nothing_but_the_gradient():
     observation = replace(tiny_observation(model, batch), labels=None)
     found = invert(observation, model, preset("dlg").with_steps([120.0]), seed=0)
     assert found.labels.tolist() == [2]
-    assert found.recovered is None
+    assert found.recovered is not None
+    assert found.recovered.labels.tolist() == [2]
+    assert found.recovered.counts.tolist() == [0, 0, 1, 0]
+    assert found.recovered.method is LabelMethod.SEARCHED
+    assert not found.recovered.exact
+    assert 0 <= found.recovered.gap < 0.5
+    told = replace(observation, labels=batch.labels)
+    assert invert(told, model, preset("dlg").with_steps([2.0])).recovered is None
     assert (found.images - batch.images).square().mean() < 1e-3
 
 
@@ -256,6 +273,19 @@ def test_a_time_limit_ends_the_attack_and_is_named(victim, observation):
         invert(observation, victim, preset("gi-x"), seed=0, seconds=0.0)
 
 
+def test_a_time_limit_is_shared_by_restarts_too(victim, observation, prior):
+    """Eight restarts of 100 steps, then one of 400: a third of the time for the one."""
+    attack = preset("gi-z/w:steps=100,400")
+    assert (attack.restarts, attack.stages[0].keep) == (8, 1)
+    seen = []
+    found = invert(observation, victim, attack, prior=prior, seconds=0.9, callback=seen.append)
+    z, w = (stage.seconds for stage in found.stages)
+    assert z / w == pytest.approx(2, rel=0.3)
+    latents = [progress.fraction for progress in seen if progress.stage == 0]
+    assert latents[-1] == pytest.approx(2 / 3)
+    assert seen[-1].fraction == pytest.approx(1)
+
+
 def test_progress_counts_up_to_the_end(victim, observation, prior):
     seen = []
     invert(observation, victim, short("gi-z/w"), prior=prior, callback=seen.append)
@@ -264,6 +294,8 @@ def test_progress_counts_up_to_the_end(victim, observation, prior):
     assert fractions[-1] == 1
     assert seen[-1].step == seen[-1].steps
     assert {progress.stage_name for progress in seen} == {"z", "w"}
+    # One step of z is one of 8 restarts, one step of w is one of a single restart.
+    assert fractions[0] == pytest.approx(8 / (8 * 1 + 2))
 
 
 def test_the_prior_and_the_network_are_left_as_they_were(victim, observation, prior):

@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from gradinv.attacks import (
     Reconstruction,
     StageResult,
     invert,
-    preset,
 )
 from gradinv.audit import cell as module
 from gradinv.audit.cell import (
@@ -27,9 +27,7 @@ from gradinv.audit.cell import (
     compute_cell,
     finite,
     observe_planned,
-    stage_work,
     to_uint8,
-    work_done,
 )
 from gradinv.audit.plan import Cell
 from gradinv.audit.setup import prepare
@@ -189,6 +187,21 @@ def test_a_cell_is_matched_measured_and_stored(monkeypatch, tmp_path):
     json.dumps(row, allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("attack", "method"), [("dlg", "searched with the images"), ("gi-x", "counts")]
+)
+def test_the_accuracy_of_hidden_labels_is_in_the_row(attack, method, tmp_path):
+    setup = prepare(config(attack=(attack,), hide_labels=True))
+    cell, store = Cell(attack, "none", 1), RunStore(tmp_path / "run")
+    assert compute_cell(setup, cell, store, stop=never, report=ignore)
+    found = store.load_row(cell)["label_recovery"]
+    assert found["method"] == method
+    true = setup.client.batches[1].labels.tolist()
+    right = (Counter(found["labels"]) & Counter(true)).total()
+    assert found["accuracy"] == right / len(true)
+    assert found["labels"] == sorted(found["labels"])
+
+
 class ConstantLpips(Lpips):
     """Needs no weights."""
 
@@ -211,16 +224,16 @@ def test_lpips_reaches_the_row(monkeypatch, tmp_path):
     assert [image["lpips"] for image in store.load_row(CELL)["images"]] == [0.25, 0.5]
 
 
-def progress(step: int, *, fraction: float = 0.5, stage: int = 0, stages: int = 1) -> Progress:
+def progress(step: int) -> Progress:
     return Progress(
-        stage=stage,
+        stage=0,
         stage_name="x",
-        stages=stages,
+        stages=1,
         step=step,
         steps=10,
         cost=torch.tensor([0.75, 0.25]),
         seconds=float(step),
-        fraction=fraction,
+        fraction=0.5,
         checkpoint=lambda: Checkpoint({}, {"step": step}),
     )
 
@@ -232,7 +245,6 @@ def watched(monkeypatch):
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     watch = Watch(
         "slug",
-        preset("gi-x"),
         save=lambda checkpoint: saved.append(checkpoint.header["step"]),
         stop=lambda: bool(stop),
         report=beats.append,
@@ -258,21 +270,6 @@ def test_stopping_saves_first(watched):
     with pytest.raises(CellStopped):
         watch(progress(2))
     assert saved == [2]
-
-
-def test_work_counts_restarts_and_not_steps_alone():
-    attack = preset("gi-z/w")
-    z, w = attack.stages
-    assert stage_work(attack) == [z.steps * attack.restarts, w.steps * (z.keep or attack.restarts)]
-    steps = attack.total_steps
-    at_border = progress(1, fraction=z.steps / steps, stage=1, stages=2)
-    assert work_done(attack, at_border) == pytest.approx(
-        stage_work(attack)[0] / sum(stage_work(attack))
-    )
-    assert work_done(attack, progress(1, fraction=1.0, stage=1, stages=2)) == pytest.approx(1)
-    assert work_done(attack, progress(1, fraction=0.0, stage=0, stages=2)) == 0
-    # An attack that chose other stages than the planned ones tells its own fraction.
-    assert work_done(attack, progress(1, fraction=0.25, stages=3)) == 0.25
 
 
 def test_numbers_that_json_cannot_hold_are_null():

@@ -188,8 +188,7 @@ def test_the_cell_with_most_work_starts_first(every_step_beats):
     diary = Diary()
     run_audit(settings, Path("run"), monitor=diary)
     work = {
-        name: sum(cell_module.stage_work(attack))
-        for name, attack in module.prepare(settings).server.attacks.items()
+        name: attack.total_work for name, attack in module.prepare(settings).server.attacks.items()
     }
     first = max(work, key=lambda name: work[name])
     assert diary.heard("finish")[0].startswith(first.replace("/", "_") + "--")

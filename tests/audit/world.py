@@ -30,6 +30,12 @@ def leaky(num_classes, channels, image_size):
         nn.Flatten(), nn.Linear(2 * (image_size // 8) ** 2, num_classes),
     )
 
+def pooling(num_classes, channels, image_size):
+    return nn.Sequential(
+        nn.Conv2d(channels, 2, 4, stride=4), nn.LeakyReLU(0.2), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(2 * (image_size // 8) ** 2, num_classes),
+    )
+
 def plain(num_classes, channels, image_size):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
 """

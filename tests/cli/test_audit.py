@@ -26,6 +26,14 @@ def test_an_audit_prints_a_table_and_where_the_report_is(capsys):
     assert "<html" in Path("run/report.html").read_text()
 
 
+def test_how_many_labels_dlg_found_has_a_column(capsys):
+    tiny = [word.replace("gi-x", "dlg") for word in TINY]
+    assert main([*tiny, "--batches", "1", "--hide-labels", "--out", "run"]) == 0
+    assert "labels found" in capsys.readouterr().out
+    (row,) = json.loads(Path("run/audit.json").read_text())["summary"]
+    assert 0 <= row["label_accuracy"] <= 1
+
+
 def test_json_is_the_file_and_nothing_else(capsys):
     assert main([*TINY, "--out", "run", "--json"]) == 0
     printed = capsys.readouterr().out

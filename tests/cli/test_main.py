@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +100,63 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("gradinv: error: ")
     assert message in captured.err
+
+
+TINY = "--data images --channels 1 --model tiny_net:make --batch-size 1 --device cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "instead"),
+    [
+        (
+            "--attack r-gap --model tiny_net:pooling",
+            "2 (MaxPool2d pools: several inputs share an output)",
+            "attack with gi-x or gi-z/w, which take any network, or audit --model leakynet",
+        ),
+        (
+            "--attack r-gap --model tiny_net:leaky --batch-size 2",
+            "an update of one image for r-gap, got 2",
+            "use --batch-size 1, or attack with gi-x or gi-z/w",
+        ),
+        (
+            "--attack r-gap --model tiny_net:leaky --protocol fedavg --local-epochs 3",
+            "a single gradient for r-gap, got an update of 3 local steps",
+            "use --protocol fedsgd or --local-epochs 1, or attack with gi-x",
+        ),
+        (
+            "--attack r-gap+prior --model tiny_net:leaky",
+            "a prior for r-gap+prior, got none",
+            "pass --prior DIR",
+        ),
+        (
+            "--attack gi-x+bn",
+            "known batch-norm statistics for gi-x+bn, got none",
+            "pass --reveal-bn exact (the batch's own) or --reveal-bn running (the network's), or "
+            "leave out the +bn",
+        ),
+        (
+            "--attack gi-x+bn --model tiny_net:plain --reveal-bn exact",
+            "batch-norm layers whose exact statistics are revealed, got a network without any",
+            "reveal none",
+        ),
+        (
+            "--attack gi-z",
+            "a prior for gi-z, got none",
+            "pass --prior DIR (make one with 'gradinv prior train'), or choose an attack without "
+            "one, such as --attack gi-x",
+        ),
+    ],
+)
+def test_an_attack_that_lacks_something_says_what_and_what_would_do(
+    arguments, missing, instead, capsys
+):
+    assert main(["audit", *TINY.split(), *arguments.split(), "--out", "run"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("gradinv: error: expected ")
+    assert instead in line.split(missing)[1]
+    assert not Path("run").exists()
 
 
 def fail_with(monkeypatch, error):

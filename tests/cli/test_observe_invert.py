@@ -182,6 +182,7 @@ def lose_layer(tensors, header):
         (None, ["--model", "tiny_net:plain"], "parameter 1.bias has shape (4,) instead of (3,)"),
         (None, ["--attack", "gi-z"], "expected a prior for gi-z, got none"),
         (None, ["--attack", "gi-x+bn"], "observe the update with --reveal-bn exact"),
+        (None, ["--attack", "r-gap"], "an update of one image for r-gap, got 2; use --batch-size"),
         (None, ["--weights", "u.safetensors"], "expected model weights at u.safetensors"),
         (None, ["--restarts", "0"], "--restarts of at least 1"),
     ],
@@ -210,6 +211,19 @@ def test_an_update_without_labels_is_attacked_with_those_that_it_gives_away(caps
     assert result["labels"] == result["label_recovery"]["labels"] == sorted(known.tolist())
     assert not result["label_recovery"]["exact"]
     assert f"(counts, estimated): {' '.join(map(str, result['labels']))}" in capsys.readouterr().out
+
+
+def test_labels_that_dlg_searches_are_reported_as_recovered_ones(capsys):
+    """On a network without a last linear layer, too: nothing is read off it."""
+    observe = [word.replace("tiny_net:make", "tiny_net:headless") for word in OBSERVE]
+    assert main([*observe, "--hide-labels"]) == 0
+    arguments = ["--model", "tiny_net:headless", "--attack", "dlg", "--out", "inverted"]
+    capsys.readouterr()
+    assert main([*INVERT, *arguments]) == 0
+    found = json.loads(Path("inverted/invert.json").read_text())["label_recovery"]
+    labels = " ".join(map(str, found["labels"]))
+    printed = capsys.readouterr().out
+    assert f"labels from the update (searched with the images, estimated): {labels}" in printed
 
 
 def test_a_network_without_a_last_linear_layer_is_refused_before_a_folder_is_made(capsys):

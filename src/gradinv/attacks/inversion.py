@@ -19,7 +19,7 @@ from gradinv.attacks.analytic import AnalyticAttack, SystemEngine
 from gradinv.attacks.attack import Attack, Stage
 from gradinv.attacks.cost import StageCost
 from gradinv.attacks.engine import engine_for, pixel_units
-from gradinv.attacks.labels import recover_labels
+from gradinv.attacks.labels import recover_labels, searched_labels
 from gradinv.attacks.lbfgs import LBFGS
 from gradinv.attacks.objectives import Target
 from gradinv.attacks.peeling import Peeled, peel
@@ -53,7 +53,7 @@ def invert(
     is the same bit for bit, also when it was interrupted and resumed.
 
     Labels that were not revealed are read from the update first (:mod:`gradinv.attacks.labels`),
-    unless the attack searches them itself.
+    unless the attack searches them itself; what it found then counts as recovered.
 
     Args:
         observation: what the server saw.
@@ -64,7 +64,8 @@ def invert(
         callback: called after every step; an exception that it raises leaves this function.
         resume: continue from here; attack, observation and seed must be those that it was made of.
         seconds: wall-clock limit, shared among the stages in proportion to their steps and
-            replacing them: each stage decays its learning rate to the end of its share.
+            restarts and replacing the steps: each stage decays its learning rate to the end of its
+            share.
 
     Returns:
         The restart with the least matching cost.
@@ -100,7 +101,8 @@ def invert(
         search.resume(resume)
     while not search.done:
         search.run_stage(callback)
-    return replace(search.reconstruction(), recovered=recovered)
+    found = search.reconstruction()
+    return found if recovered is None else replace(found, recovered=recovered)
 
 
 def _require_whole(resume: Checkpoint | None, attack: Attack) -> None:
@@ -186,7 +188,7 @@ class Search:
         """Returns the seconds that the present stage may take."""
         if self.seconds is None:
             return None
-        return self.seconds * self.stage.work / self.attack.total_work
+        return self.seconds * self.attack.stage_work[len(self.results)] / self.attack.total_work
 
     def _progress(self) -> float:
         share = self._share()
@@ -253,10 +255,12 @@ class Search:
         else:
             outcome = Outcome.SOME_NON_FINITE if self.dropped else Outcome.COMPLETED
         assert self.previous is not None
-        labels = self.observation.labels
+        labels, recovered = self.observation.labels, None
         if self.previous.labels is not None:
             # The restarts were put in the order of their matching cost: the first is the best.
-            labels = self.previous.labels[0].argmax(dim=1)
+            soft = self.previous.labels[0]
+            recovered = searched_labels(soft) if labels is None else None
+            labels = soft.argmax(dim=1)
         assert labels is not None
         closed = () if self.peeled is None else (self.peeled.stage(),)
         return Reconstruction(
@@ -268,12 +272,13 @@ class Search:
             stages=(*closed, *self.results),
             outcome=outcome,
             seconds=sum(result.seconds for result in (*closed, *self.results)),
+            recovered=recovered,
         )
 
     def _report(self) -> Progress:
         stages = self.attack.stages
         total = self.attack.total_steps
-        before = sum(stage.work for stage in stages[: len(self.results)])
+        *before, own = self.attack.stage_work[: len(self.results) + 1]
         within = min(1.0, self._progress())
         return Progress(
             stage=len(self.results),
@@ -283,7 +288,7 @@ class Search:
             steps=total,
             cost=self.costs[-1],
             seconds=sum(result.seconds for result in self.results) + self.stage_seconds,
-            fraction=(before + within * self.stage.work) / self.attack.total_work,
+            fraction=(sum(before) + within * own) / self.attack.total_work,
             checkpoint=self.checkpoint,
         )
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
+from gradinv.attacks.evidence import proven_counts
 from gradinv.attacks.head import Head, find_head, random_images
 from gradinv.errors import AttackError
 from gradinv.federated.defenses import Noise, Sparsify
@@ -41,6 +42,8 @@ class LabelMethod(Enum):
     """Distinct labels: the B rows with the most negative entry (Yin et al. 2021, eq. 8)."""
     COUNTS = "counts"
     """Counts with repeats: solved for together with the features of each class."""
+    SEARCHED = "searched with the images"
+    """Soft labels that an attack searches together with the images (Zhu et al. 2019)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,8 @@ def recover_labels(
     Args:
         observation: what the server saw; its own labels are not looked at.
         model: f_theta in the protocol's mode.
-        method: how; ``IDLG`` for one image and ``COUNTS`` for more when None.
+        method: how; ``IDLG`` for one image and ``COUNTS`` for more when None. Not ``SEARCHED``,
+            which takes an attack.
         seed: of the random images that the network is probed with.
 
     Raises:
@@ -87,13 +91,18 @@ def recover_labels(
     """
     if method is None:
         method = LabelMethod.IDLG if observation.batch_size == 1 else LabelMethod.COUNTS
+    if method is LabelMethod.SEARCHED:
+        raise AttackError(
+            "expected a method that reads labels off the last layer, got "
+            f"'{method.value}'; attack with dlg, which does that, or use {LabelMethod.COUNTS.value}"
+        )
     source = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters())
     probes = random_images(PROBES, observation.image_shape, source)
     head = find_head(model, probes.to(parameter.device, parameter.dtype))
     protocol, count = observation.protocol, observation.batch_size
     approximate = isinstance(protocol, FedAvg) and protocol.steps(count) > 1
-    update = _Update.of(observation.as_one_gradient(), head)
+    update = _Update.of(observation, head)
     gap, exact = 0.0, False
     if method is LabelMethod.IDLG:
         counts = _idlg(update)
@@ -103,11 +112,24 @@ def recover_labels(
         counts = _column_minimum(update)
     else:
         solved = _solve_counts(update)
-        counts = _whole(solved, update.batch)
+        counts = _whole(solved, update.batch, update.least)
         gap = float((solved - counts).abs().max())
     counts = counts.to(parameter.device)
     labels = torch.repeat_interleave(counts)
     return RecoveredLabels(labels, counts, method, exact, gap)
+
+
+def searched_labels(soft: Float[Tensor, "batch class"]) -> RecoveredLabels:
+    """Returns the labels that an attack ended at which searched them together with the images.
+
+    The most probable class of each image; the gap is between the sums of the soft labels and the
+    counts.
+    """
+    counts = torch.bincount(soft.argmax(dim=1), minlength=soft.shape[1])
+    gap = float((soft.sum(dim=0) - counts).abs().max())
+    return RecoveredLabels(
+        torch.repeat_interleave(counts), counts, LabelMethod.SEARCHED, exact=False, gap=gap
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +148,7 @@ class _Update:
         bias: b, zeros for a layer without one.
         usual: h of the probes, with the 1 behind it where ``rows`` has db.
         biased: whether ``rows`` has db.
+        least: of the counts, as far as the update proves them.
     """
 
     batch: int
@@ -136,6 +159,7 @@ class _Update:
     bias: Float[Tensor, " class"]
     usual: Float[Tensor, "probe column"]
     biased: bool
+    least: Float[Tensor, " class"]
 
     @classmethod
     def of(cls, observation: Observation, head: Head) -> "_Update":
@@ -145,6 +169,8 @@ class _Update:
                 f"expected the gradient of {head.weight_name}, the last linear layer, in the "
                 "update, got none (a frozen layer); reveal the labels"
             )
+        least = proven_counts(observation, head).double()
+        observation = observation.as_one_gradient()
         usual = head.features.detach().double().cpu()
         unit = float(usual.norm(dim=1).mean().clamp_min(torch.finfo(torch.float32).tiny))
         weight = head.weight.double().cpu() * unit
@@ -163,7 +189,9 @@ class _Update:
             mass = rows.abs().sum(dim=0)
             mass[weight.shape[1] :] = torch.inf
             fitted = mass.topk(min(COLUMNS, len(mass))).indices
-        return cls(observation.batch_size, rows, certainty, fitted, weight, bias, usual, biased)
+        return cls(
+            observation.batch_size, rows, certainty, fitted, weight, bias, usual, biased, least
+        )
 
     def posterior(self, means: Float[Tensor, "class column"]) -> Float[Tensor, "class class"]:
         """Returns softmax(W h + b) of each class's mean features."""
@@ -248,10 +276,18 @@ def _solve_counts(update: _Update) -> Float[Tensor, " class"]:
         moves = update.posterior(means) - torch.eye(classes, dtype=torch.float64)
         solved = _counts_of(update, moves, means)
         counts = solved if counts is None else (counts + solved) / 2
-        counts = counts * update.batch / counts.sum().clamp_min(1e-12)
+        counts = _normalised(update, counts)
         means = _means_of(update, moves, means, counts)
     assert counts is not None
     return counts
+
+
+def _normalised(update: _Update, counts: Float[Tensor, " class"]) -> Float[Tensor, " class"]:
+    """Returns the counts with a sum of B; what is beyond the proven ones is scaled."""
+    spare = counts - update.least
+    if spare.sum() <= 0:
+        spare = torch.ones_like(spare)
+    return update.least + spare * (update.batch - update.least.sum()) / spare.sum()
 
 
 def _unit_direction(update: _Update) -> Float[Tensor, " column"]:
@@ -267,7 +303,7 @@ def _unit_direction(update: _Update) -> Float[Tensor, " column"]:
 def _counts_of(
     update: _Update, moves: Float[Tensor, "class class"], means: Float[Tensor, "class column"]
 ) -> Float[Tensor, " class"]:
-    """Returns the n >= 0 that fit best for given features."""
+    """Returns the n, of at least what is proven, that fit best for given features."""
     if update.fitted is None:
         gram = (moves @ moves.T) * (means @ means.T)
         right = torch.einsum("ic,ck,ik->i", moves, update.rows, means)
@@ -277,12 +313,12 @@ def _counts_of(
         gram = design @ design.T
         right = design @ (update.rows[:, update.fitted] * weights).flatten()
     gram = gram + torch.ones_like(gram)  # the row that says sum n = B
-    right = update.batch * (right + 1)
+    right = update.batch * (right + 1) - gram @ update.least
     values, vectors = torch.linalg.eigh(gram)
     root = values.clamp_min(float(values[-1]) * 1e-12).sqrt()
     system = root[:, None] * vectors.T
     solution, _ = nnls(system.numpy(), (vectors.T @ right / root).numpy())
-    return torch.from_numpy(np.asarray(solution))
+    return update.least + torch.from_numpy(np.asarray(solution))
 
 
 def _means_of(
@@ -307,9 +343,11 @@ def _means_of(
     return update.feasible(means + change)
 
 
-def _whole(counts: Float[Tensor, " class"], batch: int) -> Int[Tensor, " class"]:
+def _whole(
+    counts: Float[Tensor, " class"], batch: int, least: Float[Tensor, " class"]
+) -> Int[Tensor, " class"]:
     """Returns the nearest whole numbers that sum to B (largest remainders)."""
-    whole = counts.floor()
+    whole = torch.maximum(counts.floor(), least)
     order = (counts - whole).argsort(descending=True, stable=True)
     whole[order[: batch - int(whole.sum())]] += 1
     return whole.long()

@@ -19,7 +19,7 @@ from gradinv.attacks.linear import System, system_of
 from gradinv.attacks.result import Outcome, Reconstruction, StageResult
 from gradinv.errors import AttackError
 from gradinv.federated.observation import Observation
-from gradinv.federated.protocol import FedSGD
+from gradinv.federated.protocol import FedAvg
 
 _GRID = 400  # points of the search for one scalar, before it is refined
 
@@ -77,10 +77,11 @@ def require_peelable(observation: Observation, model: nn.Module, name: str = "r-
             f"expected an update of one image for {name}, got {observation.batch_size}; use "
             "--batch-size 1, or attack with gi-x or gi-z/w, which take any batch"
         )
-    if not isinstance(observation.protocol, FedSGD):
+    protocol = observation.protocol
+    if isinstance(protocol, FedAvg) and (steps := protocol.steps(observation.batch_size)) > 1:
         raise AttackError(
-            f"expected a single gradient for {name}, got an update of several local steps; use "
-            "--protocol fedsgd, or attack with gi-x"
+            f"expected a single gradient for {name}, got an update of {steps} local steps; use "
+            "--protocol fedsgd or --local-epochs 1, or attack with gi-x, which simulates the steps"
         )
     frozen = [
         link.name
@@ -115,6 +116,7 @@ def peel(observation: Observation, model: nn.Module, *, name: str = "r-gap") -> 
     """
     started = time.perf_counter()
     require_peelable(observation, model, name)
+    observation = observation.as_one_gradient()  # a single local step is nothing else
     assert observation.labels is not None
     links = chain_of(model, observation.image_shape)
     # Also on CUDA: least squares in double precision are the processor's work.

@@ -57,7 +57,8 @@ class Reconstruction:
         stages: where each stage ended.
         outcome: how the attack ended.
         seconds: wall-clock time, over all sessions.
-        recovered: how the labels were found in the update; None where they were revealed.
+        recovered: how the labels were found in the update, or by the search itself; None where
+            they were revealed.
         kept: index of the stage that ``images`` come from, where that need not be the last one.
     """
 
@@ -126,7 +127,8 @@ class Progress:
         steps: of the whole attack (a guess under a time limit).
         cost: of every restart at this step.
         seconds: spent so far.
-        fraction: of the whole attack, 0 to 1.
+        fraction: of the whole attack's work, 0 to 1. Steps are no measure of it: an early stage has
+            more restarts, and its steps take longer.
         checkpoint: makes a :class:`Checkpoint` of this moment.
     """
 

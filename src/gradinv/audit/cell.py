@@ -160,7 +160,6 @@ class Watch:
 
     Args:
         slug: which cell.
-        attack: what runs.
         save: stores a checkpoint.
         stop: whether to stop.
         report: gets the beats.
@@ -172,14 +171,12 @@ class Watch:
     def __init__(
         self,
         slug: str,
-        attack: Attack,
         *,
         save: Callable[[Checkpoint], None],
         stop: Callable[[], bool],
         report: Callable[[Beat], None],
     ) -> None:
         self.slug = slug
-        self.attack = attack
         self.save = save
         self.stop = stop
         self.report = report
@@ -199,7 +196,7 @@ class Watch:
             self.report(
                 Beat(
                     slug=self.slug,
-                    fraction=work_done(self.attack, progress),
+                    fraction=progress.fraction,
                     stage=progress.stage_name,
                     step=progress.step,
                     steps=progress.steps,
@@ -207,29 +204,6 @@ class Watch:
                     cost=float(progress.cost.min()),
                 )
             )
-
-
-def stage_work(attack: Attack) -> list[float]:
-    """Returns the work of each stage, in steps on gradients of one restart."""
-    restarts, work = attack.restarts, []
-    for stage in attack.stages:
-        work.append(stage.work * restarts)
-        restarts = min(restarts, stage.keep or restarts)
-    return work
-
-
-def work_done(attack: Attack, progress: Progress) -> float:
-    """Returns the fraction of the attack's work that is done, 0 to 1.
-
-    Steps are no measure of it: an early stage has more restarts, and its steps take longer.
-    """
-    if progress.stages != len(attack.stages):  # standard: it chose its stages by the update
-        return progress.fraction
-    work = stage_work(attack)
-    own = [stage.work for stage in attack.stages]
-    within = progress.fraction * sum(own) - sum(own[: progress.stage])
-    within = min(1.0, max(0.0, within / own[progress.stage]))
-    return (sum(work[: progress.stage]) + within * work[progress.stage]) / sum(work)
 
 
 def observe_planned(setup: Setup, cell: Cell) -> Observation:
@@ -292,15 +266,14 @@ def compute_cell(
     observation = observe_planned(setup, cell)
     path = store.checkpoint_path(cell)
     seed = derive_seed(setup.config.seed, "attack", cell.batch)
-    attack = setup.server.attacks[cell.attack]
     watch = Watch(
-        cell.slug, attack, save=lambda checkpoint: checkpoint.save(path), stop=stop, report=report
+        cell.slug, save=lambda checkpoint: checkpoint.save(path), stop=stop, report=report
     )
     try:
         reconstruction = attack_cell(
             observation,
             setup.model,
-            attack,
+            setup.server.attacks[cell.attack],
             prior=setup.server.prior,
             seed=seed,
             seconds=setup.config.seconds,

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from gradinv.audit.cell import Beat, check_runnable, compute_cell, stage_work
+from gradinv.audit.cell import Beat, check_runnable, compute_cell
 from gradinv.audit.plan import AuditConfig, Cell, cells_of
 from gradinv.audit.setup import Setup, prepare
 from gradinv.audit.store import RunStore
@@ -105,7 +105,7 @@ def run_audit(
     left = sorted(
         (cell for cell in cells if cell not in finished),
         # Long ones first: a long one that starts last keeps one core busy and the others idle.
-        key=lambda cell: sum(stage_work(setup.server.attacks[cell.attack])),
+        key=lambda cell: setup.server.attacks[cell.attack].total_work,
         reverse=True,
     )
     workers = worker_count(config, setup.device, len(left))

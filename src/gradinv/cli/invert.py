@@ -110,7 +110,7 @@ def _prepare(options: Invert) -> _Task:
     require_prior(options.attack, attack, prior)
     if prior is not None:
         check_prior_fits(prior, observation.image_shape)
-    if observation.labels is None:
+    if observation.labels is None and attack.needs_labels:
         # Tells now, before a folder is made, that there is no layer to read them from.
         recover_labels(observation, model)
     if isinstance(attack, AnalyticAttack):
@@ -160,7 +160,6 @@ def _attack(task: _Task, options: Invert, folder: Path) -> Reconstruction:
                 seconds=options.seconds,
                 callback=Watch(
                     cell.slug,
-                    task.attack,
                     save=lambda checkpoint: checkpoint.save(path),
                     stop=interrupted,
                     report=progress.beat,

@@ -1,0 +1,45 @@
+"""docs/methods.md: a row of its table and a section for every attack, with what the preset says."""
+
+import re
+
+import pytest
+
+from benchmarks.results import ROOT
+from gradinv.attacks import PRESETS, AnalyticAttack, Attack
+from gradinv.attacks.standard import Standard
+
+TEXT = (ROOT / "docs" / "methods.md").read_text("utf-8")
+
+
+def row(attack: Attack) -> list[str]:
+    """Returns the cells of the attack's row, of which the preset decides all but the last."""
+    anchor = re.sub(r"[^a-z0-9-]", "", attack.name)
+    needs = ["one image", "a chain"] if isinstance(attack, AnalyticAttack) else []
+    needs += ["prior"] if attack.needs_prior else []
+    needs += ["statistics"] if attack.needs_bn else []
+    return [
+        f"[`{attack.name}`](#{anchor})",
+        ", ".join(stage.space.name for stage in attack.stages),
+        ", ".join(str(stage.steps) for stage in attack.stages),
+        str(attack.restarts) if attack.stages else "",
+        ", ".join(needs),
+    ]
+
+
+def test_the_table_is_what_the_presets_say():
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in TEXT.splitlines()
+        if line.startswith("| [`")
+    ]
+    assert [cells[:-1] for cells in rows] == [row(attack) for attack in PRESETS.values()]
+    assert all(cells[-1] for cells in rows)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_attack_has_an_equation_a_source_and_its_deviations(name):
+    (section,) = re.findall(rf"^## `{re.escape(name)}`\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S)
+    own = isinstance(PRESETS[name], Standard)
+    assert section.count("$$") >= 2, "no equation"
+    assert "*Ours*" in section if own else re.search(r"\b20[12]\d\b", section), "no source"
+    assert own or "*Deviation" in section or "are ours" in section, "no word about deviations"
