@@ -45,8 +45,8 @@ def test_every_attack_runs_on_every_victim(name, case):
     batch = tiny_batch(channels=case["channels"])
     observation = tiny_observation(model, batch, defense=case["defense"], bn="exact")
     prior = PRIORS.get(name, tiny_prior)(channels=case["channels"])
-    attack = short(name)
-    found = invert(observation, model, attack, prior=prior, seed=1)
+    attack = short(name).resolved(observation, model, prior)
+    found = invert(observation, model, short(name), prior=prior, seed=1)
     assert found.outcome is Outcome.COMPLETED
     assert found.images.shape == batch.images.shape
     assert 0 <= found.images.min() <= found.images.max() <= 1

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradinv.attacks import Outcome, invert, preset
-from gradinv.attacks.objectives import TotalVariation
+from gradinv.attacks.spaces import Solution
 from gradinv.attacks.standard import Standard
 from gradinv.errors import ConfigError
 from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_prior, tiny_victim
@@ -37,12 +37,30 @@ def test_no_feature_stage_where_it_does_not(victim, observation, prior):
     assert [stage.name for stage in found.stages] == ["z", "w"]
 
 
-def test_weights_are_smoothed_more_where_little_is_known(victim, prior):
-    for defense, weight in (("none", 1e-3), ("sparsify:0.8", 1e-2)):
-        update = tiny_observation(victim, tiny_batch(), defense=defense)
-        *_, last = preset("standard").resolved(update, victim, prior).stages
-        assert last.space.name == "w"
-        assert last.regularizers == (TotalVariation(weight),)
+def test_more_starts_and_no_weights_where_little_is_known(victim, prior):
+    update = tiny_observation(victim, tiny_batch(), defense="sparsify:0.8")
+    thin, whole = preset("standard").resolved(update, victim, prior), preset("standard")
+    assert spaces(thin) == [("z", True), ("z", False)]
+    assert thin.restarts == 2 * whole.restarts
+    assert thin.averaged == whole.averaged
+
+
+def test_what_is_shown_is_the_mean_of_restarts_that_match_about_as_well(
+    victim, observation, prior, monkeypatch
+):
+    attack = preset("standard").scaled(0.003)
+    seen = []
+    select = Solution.select
+    monkeypatch.setattr(Solution, "select", lambda s, which: seen.append(s) or select(s, which))
+    for averaged in (1.5, 1e9, 1.0):
+        seen.clear()
+        chosen = replace(attack, averaged=averaged)
+        found = invert(observation, victim, chosen, prior=prior)
+        images = seen[-1].images
+        near = found.objective <= averaged * found.objective.min()
+        assert int(near.sum()) == {1e9: 4, 1.0: 1}.get(averaged, int(near.sum()))
+        torch.testing.assert_close(found.images, images[near].mean(0).clamp(0, 1))
+        torch.testing.assert_close(found.images, found.stages[-1].images)
 
 
 def test_pixels_without_a_prior(victim, observation):
@@ -60,6 +78,7 @@ def test_both_ways_are_scaled():
     assert isinstance(half, Standard)
     assert half.total_steps == attack.total_steps / 2
     assert half.alone[0].steps == attack.alone[0].steps / 2
+    assert half.thin[1].steps == attack.thin[1].steps / 2
 
 
 def test_no_settings():

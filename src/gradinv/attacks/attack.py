@@ -93,6 +93,9 @@ class Attack:
         restarts: independent starts of the first stage.
         best_stage: return the stage with the least matching cost (Fang et al. 2023) instead of the
             last one.
+        averaged: return the mean over the restarts whose matching cost is at most this many times
+            the least (*ours*): what they disagree about is mostly wrong, and cancels. The best
+            restart alone when None.
         tensors: match only this many tensors of largest norm; all when None.
         fedavg: for updates of several local steps: "simulate" them and differentiate through all
             of them, or "approximate" the update by one gradient at the weights that were sent out.
@@ -105,6 +108,7 @@ class Attack:
     distance: Distance = Cosine()  # noqa: RUF009 - a frozen value
     restarts: int = 1
     best_stage: bool = False
+    averaged: float | None = None
     tensors: int | None = None
     fedavg: LocalTraining = "simulate"
     reference: str = ""

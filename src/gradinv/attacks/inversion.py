@@ -230,7 +230,7 @@ class Search:
         self.results.append(
             StageResult(
                 name=self.stage.space.name,
-                images=torch.nan_to_num(solution.images[order[0]]).clamp(0, 1),
+                images=self._shown(solution.images, objective),
                 cost=torch.stack(self.costs),
                 steps=len(self.costs),
                 seconds=self.stage_seconds,
@@ -240,6 +240,14 @@ class Search:
         self.previous = solution.select(keep.to(solution.images.device))
         if not self.done:
             self._open_stage()
+
+    def _shown(self, images: Tensor, objective: Tensor) -> Tensor:
+        """Returns the pictures of the best restart, or the mean of those that match as well."""
+        chosen = objective.argsort(stable=True)[:1]
+        if self.attack.averaged is not None:
+            chosen = (objective <= self.attack.averaged * objective.min()).nonzero().flatten()
+        shown = images[chosen.to(images.device)].mean(dim=0)
+        return torch.nan_to_num(shown).clamp(0, 1)
 
     def reconstruction(self) -> Reconstruction:
         """Returns the restart with the least matching cost of the last, or of the best stage."""

@@ -148,7 +148,7 @@ _ATTACKS = (
     ),
 )
 
-_STANDARD = Standard("standard", restarts=4, reference="gradinv: standard-1")
+_STANDARD = Standard("standard", reference="gradinv: standard-2")
 
 PRESETS: dict[str, Attack] = {attack.name: attack for attack in (*_ATTACKS, _STANDARD)}
 

@@ -32,7 +32,8 @@ class StageResult:
 
     Attributes:
         name: what it searched: x, z, w or zw; "layers" for a closed form.
-        images: of its best restart by matching cost, in [0, 1].
+        images: of its best restart by matching cost, or the mean of those that match about as well
+            where the attack averages, in [0, 1].
         cost: the whole cost at every step of every restart, on the CPU.
         steps: done.
         seconds: wall-clock time.
@@ -50,10 +51,11 @@ class Reconstruction:
     """The pictures that an update gave away, as far as this attack could tell.
 
     Attributes:
-        images: of the restart with the least matching cost, in [0, 1]; chosen without ground truth.
+        images: of the restart with the least matching cost, or the mean of those that match about
+            as well where the attack averages, in [0, 1]; chosen without ground truth.
         labels: the labels that the attack used.
         objective: final matching cost of every restart of the stage that ``images`` come from.
-        best: index of the restart that ``images`` shows.
+        best: index of the restart with the least matching cost.
         stages: where each stage ended.
         outcome: how the attack ended.
         seconds: wall-clock time, over all sessions.
