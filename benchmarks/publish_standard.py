@@ -22,7 +22,7 @@ from gradinv.audit.plan import AuditConfig
 from gradinv.audit.runner import run_audit
 from gradinv.cli.progress import AuditProgress
 
-FRACTIONS = (1.0, 1 / 2, 1 / 3, 1 / 6)
+FRACTIONS = (1.0, 1 / 3)
 
 
 def measure(case: str, *, tuned: Sequence[str], batches: int, seed: int) -> list[dict[str, Any]]:
