@@ -63,6 +63,17 @@ def test_layer_cosine_skips_tensors_that_are_rounding_errors(dtype):
     assert LayerCosine()(trial, Target(seen)).item() == pytest.approx(alone.item(), rel=1e-6)
 
 
+def test_layer_cosine_is_1_and_flat_where_the_trial_gradient_is_a_rounding_error():
+    trial = {"a": TRIAL["a"].clone().requires_grad_(), "b": torch.full((1, 2), 1e-9)}
+    trial["b"].requires_grad_()
+    expected = 0.5 * (Cosine()({"a": TRIAL["a"]}, Target({"a": SEEN["a"]})).item() + 1)
+    value = LayerCosine()(trial, Target(SEEN))
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+    first, second = torch.autograd.grad(value, [trial["a"], trial["b"]])
+    assert torch.isfinite(first).all()
+    assert not second.any()
+
+
 def test_cosine_of_a_zero_gradient_is_finite():
     nothing = {name: torch.zeros_like(value) for name, value in TRIAL.items()}
     assert Cosine()(nothing, Target(SEEN)).item() == 1

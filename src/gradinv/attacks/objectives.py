@@ -76,25 +76,30 @@ class Cosine:
         return 1 - inner / (own.sqrt() * observed.sqrt()).clamp_min(torch.finfo(own.dtype).tiny)
 
 
-def is_signal(observed: Float[Tensor, " tensor"]) -> Bool[Tensor, " tensor"]:
-    """Returns which tensors are more than rounding errors, from |g|^2 of each.
+def is_signal(squares: Float[Tensor, "*restart tensor"]) -> Bool[Tensor, "*restart tensor"]:
+    """Returns which tensors of a gradient are more than rounding errors, from |g|^2 of each.
 
     A bias in front of batch norm in train mode has a gradient of zero that is computed as some
     1e-8 of the others (1e-17 in float64). Alone, that has no direction to compare.
     """
-    return observed > (32 * torch.finfo(observed.dtype).eps) ** 2 * observed.sum()
+    least = (32 * torch.finfo(squares.dtype).eps) ** 2
+    return squares > least * squares.sum(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True)
 class LayerCosine:
-    """The mean of each tensor's own 1 - cosine, over those whose gradient is not zero."""
+    """The mean of each tensor's own 1 - cosine, over those whose observed gradient is not zero.
+
+    It is 1 for a tensor whose trial gradient is zero, as behind ReLUs that are all off.
+    """
 
     def __call__(self, trial: Mapping[str, Tensor], target: Target) -> Float[Tensor, ""]:
         """Returns a value between 0 and 2."""
         inner, own, observed = (torch.stack(terms) for terms in _products(trial, target))
-        used = is_signal(observed)
-        scale = (own[used].sqrt() * observed[used].sqrt()).clamp_min(torch.finfo(own.dtype).tiny)
-        return (1 - inner[used] / scale).mean()
+        used, live = is_signal(observed), is_signal(own)
+        scale = (own.where(live, 1) * observed.where(used, 1)).sqrt()
+        cosines = (inner / scale).where(live, 0)
+        return (1 - cosines[used]).mean()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gradinv.attacks.engine import PlainDoubleBackward, engine_for
-from gradinv.attacks.engine.rules import weighted
+from gradinv.attacks.engine.rules import op, weighted
 from gradinv.attacks.engine.rules.convolution import (
     ByMatrix,
     Direct,
@@ -57,8 +57,12 @@ FORMS = (Direct, DirectButOuter, FewChannels, ByMatrix)
 def form(request, monkeypatch) -> type:
     """How convolutions are computed."""
 
-    def forced(geometry, outputs):
-        return Direct(geometry) if geometry.groups > 1 else request.param(geometry)
+    def forced(geometry, weight):
+        if geometry.groups > 1:
+            return Direct(geometry)
+        if request.param is ByMatrix:
+            return ByMatrix(geometry, channel_major=op.channel_major(weight))
+        return request.param(geometry)
 
     monkeypatch.setattr(weighted, "products_of", forced)
     return request.param
@@ -83,6 +87,36 @@ def test_every_form_is_double_backward(settings, mode, form, ghosts):
         found, expected = engine.evaluate(images), plain.evaluate(images)
         assert relative(found.gradient, expected.gradient) < 1e-9
         torch.testing.assert_close(found.matching, expected.matching, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("settings", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+@pytest.mark.parametrize("way", ["exact", "frozen-pattern"])
+def test_kernels_in_their_own_memory_order(way, settings, mode, monkeypatch):
+    """As large ones are kept, so that there is no copy of them."""
+    monkeypatch.setattr(op, "_LARGE_KERNEL", 0)
+    model = network(settings, mode=mode, bias=True)
+    for defense in ("none", "sparsify:0.5"):
+        observation = update(model, shape=IMAGE, defense=defense)
+        images = guesses(model, 2, shape=IMAGE)
+        engine = engine_for(model, observation, distance=Cosine(), way=way)
+        expected = PlainDoubleBackward(model, observation, distance=Cosine()).evaluate(images)
+        found = engine.evaluate(images)
+        assert relative(found.gradient, expected.gradient) < (1e-9 if way == "exact" else 1e-3)
+        torch.testing.assert_close(found.matching, expected.matching, rtol=1e-9, atol=1e-12)
+
+
+def test_large_kernels_and_their_observed_gradients_are_not_copied(monkeypatch):
+    model = network(CONVOLUTIONS["same"], mode="eval", bias=True)
+    observation = update(model, shape=IMAGE)
+    name = "2.weight"
+    for large, shared in ((0, True), (1e9, False)):
+        monkeypatch.setattr(op, "_LARGE_KERNEL", large)
+        engine = engine_for(model, observation, distance=Cosine(), way="exact")
+        kept = (engine.weights[name], engine.matcher.target.gradient[name])
+        own = (model.get_parameter(name), observation.gradient[name])
+        for copy, original in zip(kept, own, strict=True):
+            assert (copy.data_ptr() == original.data_ptr()) is shared
 
 
 def ghosts_of(engine, images) -> set[str]:
@@ -137,9 +171,15 @@ def geometry(batch: int, channels: int, size: int, kernel: int = 3, stride: int 
 
 def test_the_form_follows_the_shapes():
     """ResNet18 on 4 images of 32 pixels, from its first layer to its last."""
-    assert type(products_of(geometry(4, 3, 32), 64)) is FewChannels
-    assert type(products_of(geometry(4, 64, 32), 64)) is Direct
-    assert type(products_of(geometry(4, 64, 32, stride=2), 128)) is DirectButOuter
-    assert type(products_of(geometry(4, 64, 32, kernel=1, stride=2), 128)) is ByMatrix
-    assert type(products_of(geometry(4, 256, 8), 256)) is ByMatrix
-    assert type(products_of(geometry(64, 512, 4), 512)) is ByMatrix
+
+
+    def form(place: Geometry, outputs: int) -> type:
+        kernel = torch.empty(outputs, place.in_shape[1], *place.kernel)
+        return type(products_of(place, kernel))
+
+    assert form(geometry(4, 3, 32), 64) is FewChannels
+    assert form(geometry(4, 64, 32), 64) is Direct
+    assert form(geometry(4, 64, 32, stride=2), 128) is DirectButOuter
+    assert form(geometry(4, 64, 32, kernel=1, stride=2), 128) is ByMatrix
+    assert form(geometry(4, 256, 8), 256) is ByMatrix
+    assert form(geometry(64, 512, 4), 512) is ByMatrix

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gradinv.attacks.engine.rules.op import Run
+from gradinv.attacks.engine.rules.op import Run, channel_major
 from gradinv.attacks.objectives import (
     Cosine,
     Distance,
@@ -54,14 +54,15 @@ def cosine(inner: Tensor, own: Tensor, observed: Tensor) -> Coefficients:
 
 
 def layer_cosine(inner: Tensor, own: Tensor, observed: Tensor) -> Coefficients:
-    """As :func:`cosine` for each tensor; those without an observed gradient take no part."""
-    tiny = torch.finfo(own.dtype).tiny
-    used = is_signal(observed).to(own.dtype)
-    scale = (own.sqrt() * observed.sqrt()).clamp_min(tiny)
+    """As :func:`cosine` for each tensor; those without an observed gradient take no part, those without a trial gradient no step."""
+    used, live = is_signal(observed), is_signal(own)
+    own = own.where(live, 1)
+    scale = (own * observed.where(used, 1)).sqrt()
     count = used.sum()
-    value = ((1 - inner / scale) * used).sum(1) / count
-    on_observed = used / (scale * count)
-    on_trial = -on_observed * inner / own.clamp_min(tiny)
+    cosines = (inner / scale).where(live, 0)
+    value = ((1 - cosines) * used).sum(1) / count
+    on_observed = (used & live) / (scale * count)
+    on_trial = -on_observed * inner / own
     return Coefficients(value, -torch.ones_like(value), on_trial, on_observed)
 
 
@@ -79,8 +80,8 @@ CLOSED: Mapping[type[Distance], Closed] = {
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """Returns a view of all elements in the order of their memory (images' order for kernels)."""
-    return (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor).reshape(-1)
+    """Returns a view of all elements in the order of their memory."""
+    return (tensor if channel_major(tensor) else tensor.permute(0, 2, 3, 1)).reshape(-1)
 
 
 class Matcher:

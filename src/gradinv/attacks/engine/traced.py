@@ -11,7 +11,7 @@ from gradinv.attacks.engine.directions import Matcher
 from gradinv.attacks.engine.graphs import Captured, full_precision
 from gradinv.attacks.engine.program import Injection, Program
 from gradinv.attacks.engine.rules.norm import BatchNorm
-from gradinv.attacks.engine.rules.op import Run, Saved, channels_last
+from gradinv.attacks.engine.rules.op import Run, Saved, channels_last, kernel_order
 from gradinv.attacks.engine.statistics import StatisticsTerms
 from gradinv.attacks.objectives import Target
 
@@ -24,7 +24,7 @@ _COPIES = 4
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Returns the network's parameters as the rules take them."""
-    return {name: channels_last(value.detach()) for name, value in model.named_parameters()}
+    return {name: kernel_order(value.detach()) for name, value in model.named_parameters()}
 
 
 def loss_adjoint(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -80,8 +80,8 @@ class TracedEngine:
         self.matcher = Matcher(
             problem.distance,
             Target(
-                {name: channels_last(value) for name, value in problem.target.gradient.items()},
-                None if mask is None else {name: channels_last(m) for name, m in mask.items()},
+                {name: kernel_order(value) for name, value in problem.target.gradient.items()},
+                None if mask is None else {name: kernel_order(m) for name, m in mask.items()},
             ),
         )
         self.statistics = StatisticsTerms(problem.statistics_terms, problem.statistics)

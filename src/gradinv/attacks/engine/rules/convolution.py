@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gradinv.attacks.engine.rules.geometry import Geometry
-from gradinv.attacks.engine.rules.op import channels_last, rows_of
+from gradinv.attacks.engine.rules.op import channel_major, kernel_order, rows_of
 from gradinv.attacks.engine.rules.products import Products, part
 
 _backward = torch.ops.aten.convolution_backward.default
@@ -24,15 +24,16 @@ _SMALL_IMAGE = 16
 _FEW_CHANNELS = 4
 
 
-def products_of(geometry: Geometry, outputs: int) -> Products:
+def products_of(geometry: Geometry, weight: Tensor) -> Products:
     """Returns the way to compute a convolution's products that is fastest for its shapes."""
+    outputs = len(weight)
     if geometry.groups > 1:
         return Direct(geometry)
     height, width = geometry.out_size
     small = height * width <= _SMALL_IMAGE or geometry.positions <= outputs
     if small or geometry.kernel == (1, 1):
-        return ByMatrix(geometry)
-    if geometry.in_shape[1] <= _FEW_CHANNELS:
+        return ByMatrix(geometry, channel_major=channel_major(weight))
+    if geometry.in_shape[1] <= _FEW_CHANNELS and not channel_major(weight):
         return FewChannels(geometry)
     # The gradient of the weights sums over positions; with few of them it is the first to suffer.
     few = geometry.positions <= outputs * (8 if geometry.stride != (1, 1) else 2)
@@ -88,7 +89,7 @@ class Direct:
             (gy.shape[1], a.shape[1] // g.groups, *g.kernel),
             dtype=gy.dtype, device=gy.device, memory_format=torch.channels_last,
         )  # fmt: skip
-        return channels_last(self._both(gy, a, like, [False, True, False])[1])
+        return kernel_order(self._both(gy, a, like, [False, True, False])[1])
 
     def spread(self, gy: Tensor, restarts: int) -> Tensor:
         """Returns the rows of gy as the Gram matrices order them."""
@@ -116,7 +117,8 @@ class DirectButOuter(Direct):
 
     def outer(self, gy: Tensor, a: Tensor) -> Tensor:
         """Returns dL/dW."""
-        return _outer(self.geometry, gy, self.geometry.patches(a))
+        gradient = rows_of(gy).t() @ self.geometry.patches(a)
+        return kernel_order(_kernel(gradient, self.geometry, channel_major=False))
 
 
 class FewChannels(Direct):
@@ -144,14 +146,20 @@ class FewChannels(Direct):
 
 
 class ByMatrix:
-    """Products of matrices; the prepared input is U."""
+    """Products of matrices; the prepared input is U.
 
-    def __init__(self, geometry: Geometry) -> None:
+    Args:
+        geometry: of the run.
+        channel_major: memory order of the kernel, and so of the columns of U.
+    """
+
+    def __init__(self, geometry: Geometry, *, channel_major: bool) -> None:
         self.geometry = geometry
+        self.channel_major = channel_major
 
     def prepared(self, a: Tensor) -> Tensor:
         """Returns U."""
-        return self.geometry.patches(a)
+        return self.geometry.patches(a, channel_major=self.channel_major)
 
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Returns U W^T + b."""
@@ -176,11 +184,12 @@ class ByMatrix:
 
     def image(self, sums: Tensor) -> Tensor:
         """Returns the image that the sums are the patches of."""
-        return self.geometry.put_back(sums)
+        return self.geometry.put_back(sums, channel_major=self.channel_major)
 
     def outer(self, gy: Tensor, a: Tensor) -> Tensor:
         """Returns dL/dW."""
-        return _outer(self.geometry, gy, a)
+        gradient = rows_of(gy).t() @ a
+        return _kernel(gradient, self.geometry, channel_major=self.channel_major)
 
     def spread(self, gy: Tensor, restarts: int) -> Tensor:
         """Returns the rows of gy as the Gram matrices order them."""
@@ -199,9 +208,11 @@ class ByMatrix:
         return _through_gram(self.geometry, gram, a)
 
 
-def _outer(geometry: Geometry, gy: Tensor, patches: Tensor) -> Tensor:
-    gradient = rows_of(gy).t() @ patches
-    return gradient.view(len(gradient), *geometry.kernel, -1).permute(0, 3, 1, 2)
+def _kernel(matrix: Tensor, geometry: Geometry, *, channel_major: bool) -> Tensor:
+    """Returns the kernel that :func:`matrix_of` would show as this matrix."""
+    if channel_major:
+        return matrix.view(len(matrix), -1, *geometry.kernel)
+    return matrix.view(len(matrix), *geometry.kernel, -1).permute(0, 3, 1, 2)
 
 
 def _gram(geometry: Geometry, a: Tensor, restarts: int) -> Tensor:
@@ -221,5 +232,7 @@ def _through_gram(geometry: Geometry, gram: Tensor, a: Tensor) -> Tensor:
 
 
 def matrix_of(weight: Tensor) -> Tensor:
-    """Returns a channels-last kernel as a matrix (output, kernel * input)."""
-    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+    """Returns a kernel as a matrix with its elements in the order of its memory."""
+    if channel_major(weight):
+        return weight.reshape(len(weight), -1)
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)

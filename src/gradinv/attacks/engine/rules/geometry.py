@@ -56,8 +56,11 @@ class Geometry:
         ]
         return self.stride == (1, 1) and all(reach)
 
-    def patches(self, a: Tensor) -> Tensor:
-        """Returns U (batch * height * width, kernel * channel): what the kernel covers."""
+    def patches(self, a: Tensor, *, channel_major: bool = False) -> Tensor:
+        """Returns U (batch * height * width, kernel * channel): what the kernel covers.
+
+        With ``channel_major``, its columns are (channel * kernel).
+        """
         images = a.permute(0, 2, 3, 1)
         top, left = self.padding
         if top or left:
@@ -70,6 +73,8 @@ class Geometry:
             s[1] * self.dilation[0], s[2] * self.dilation[1], s[3],
         )  # fmt: skip
         covered = images.as_strided((batch, height, width, rows, columns, channels), stride)
+        if channel_major:
+            covered = covered.permute(0, 1, 2, 5, 3, 4)
         return covered.reshape(-1, rows * columns * channels)
 
     def windows(self) -> list[tuple[int, int, slice, slice]]:
@@ -86,11 +91,15 @@ class Geometry:
                 ))  # fmt: skip
         return found
 
-    def put_back(self, patches: Tensor) -> Tensor:
+    def put_back(self, patches: Tensor, *, channel_major: bool = False) -> Tensor:
         """Returns images to which every row of patches was added where it had been taken."""
         (rows, columns), (height, width) = self.kernel, self.out_size
         _, channels, full_height, full_width = self.in_shape
-        parts = patches.view(-1, height, width, rows, columns, channels)
+        if channel_major:
+            parts = patches.view(-1, height, width, channels, rows, columns)
+            parts = parts.permute(0, 1, 2, 4, 5, 3)
+        else:
+            parts = patches.view(-1, height, width, rows, columns, channels)
         if (rows, columns) == self.stride == (1, 1) and self.padding == (0, 0):
             return parts[:, :, :, 0, 0].permute(0, 3, 1, 2)
         top, left = self.padding

@@ -220,7 +220,7 @@ class Convolution(Weighted):
 
     def products(self, a: Tensor, weight: Tensor) -> Products:
         """Returns the products that are fastest for these shapes."""
-        return products_of(self._geometry(a, weight), len(weight))
+        return products_of(self._geometry(a, weight), weight)
 
     def ghost_pays(self, a: Tensor, weight: Tensor, restarts: int) -> bool:
         """Whether the Gram matrices are less work than dL/dW."""
