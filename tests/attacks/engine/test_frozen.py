@@ -44,7 +44,7 @@ def test_in_float64_it_is_double_backward_to_the_order_of_its_step(plan, distanc
     plain = PlainDoubleBackward(model, observation, **kept)
     images = guesses(model)
     found, expected = engine.evaluate(images), plain.evaluate(images)
-    assert relative(found.gradient, expected.gradient) < 1e-4
+    assert relative(found.gradient, expected.gradient) < 1e-3
     torch.testing.assert_close(found.cost, expected.cost, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.matching, expected.matching, rtol=1e-9, atol=1e-12)
 
