@@ -13,7 +13,6 @@ from gradinv.attacks.engine import (
     SimulatedTraining,
     engine_for,
 )
-from gradinv.attacks.inversion import Search
 from gradinv.attacks.objectives import (
     BatchNormMatching,
     Cosine,
@@ -21,6 +20,7 @@ from gradinv.attacks.objectives import (
     SquaredL2,
     TotalVariation,
 )
+from gradinv.attacks.search import Search
 from gradinv.attacks.simulation import as_attacked
 from gradinv.errors import AttackError
 from gradinv.federated import FedAvg, FedSGD, Observation, Reveal, observe, parse_defense

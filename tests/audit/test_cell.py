@@ -11,10 +11,7 @@ from torch import Tensor, nn
 
 from gradinv.attacks import (
     Checkpoint,
-    Outcome,
     Progress,
-    Reconstruction,
-    StageResult,
     invert,
 )
 from gradinv.audit import cell as module
@@ -23,19 +20,17 @@ from gradinv.audit.cell import (
     CellStopped,
     Watch,
     attack_cell,
-    attack_row,
     compute_cell,
-    finite,
     observe_planned,
-    to_uint8,
 )
 from gradinv.audit.plan import Cell
+from gradinv.audit.rows import to_uint8
 from gradinv.audit.setup import prepare
 from gradinv.audit.store import RunStore
 from gradinv.data import ClientBatch
 from gradinv.evaluation.lpips import Lpips
 from gradinv.files import load_tensors
-from tests.audit.world import config
+from tests.audit.world import config, rebuilt
 
 CELL = Cell("gi-x", "none", 1)
 
@@ -68,19 +63,6 @@ def tensors_in(value):
             yield from tensors_in(content.cell_contents)
     elif hasattr(value, "__dict__"):
         yield from tensors_in(vars(value))
-
-
-def rebuilt(images: Tensor, *, steps: int = 3) -> Reconstruction:
-    stage = StageResult("x", images, torch.arange(2.0 * steps).view(steps, 2), steps, 1.5)
-    return Reconstruction(
-        images=images,
-        labels=torch.zeros(len(images), dtype=torch.long),
-        objective=torch.tensor([0.5, float("inf")]),
-        best=0,
-        stages=(stage,),
-        outcome=Outcome.COMPLETED,
-        seconds=1.5,
-    )
 
 
 @pytest.mark.parametrize("server", [attack_cell, invert])
@@ -270,18 +252,6 @@ def test_stopping_saves_first(watched):
     with pytest.raises(CellStopped):
         watch(progress(2))
     assert saved == [2]
-
-
-def test_numbers_that_json_cannot_hold_are_null():
-    row = attack_row(rebuilt(torch.zeros(2, 1, 4, 4)))
-    assert row["objectives"] == [0.5, None]
-    assert finite(torch.tensor(2.5)) == 2.5
-    assert finite(float("nan")) is None
-
-
-def test_pixels_are_rounded_and_bounded():
-    images = torch.tensor([0.0, 0.5, 1.0, 1.2, -0.1, 100.4 / 255]).view(1, 1, 2, 3)
-    assert to_uint8(images).flatten().tolist() == [0, 128, 255, 255, 0, 100]
 
 
 def test_an_interrupted_cell_resumes_bit_for_bit(tmp_path):

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
+from gradinv.attacks import Outcome, Reconstruction, StageResult
 from gradinv.audit.plan import AuditConfig
 from gradinv.priors.dcgan import DCGAN
 from gradinv.priors.generator import save_generator
@@ -71,3 +73,17 @@ def config(**settings: Any) -> AuditConfig:
         "device": "cpu",
     }
     return AuditConfig(**(tiny | settings))
+
+
+def rebuilt(images: Tensor, *, steps: int = 3) -> Reconstruction:
+    """Returns what an attack of two restarts might have found, the second one not finite."""
+    stage = StageResult("x", images, torch.arange(2.0 * steps).view(steps, 2), steps, 1.5)
+    return Reconstruction(
+        images=images,
+        labels=torch.zeros(len(images), dtype=torch.long),
+        objective=torch.tensor([0.5, float("inf")]),
+        best=0,
+        stages=(stage,),
+        outcome=Outcome.COMPLETED,
+        seconds=1.5,
+    )

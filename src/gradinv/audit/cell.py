@@ -5,14 +5,12 @@ the observation; :func:`judge_cell` is the judge and gets both ends. :func:`comp
 after the other, resumes from a checkpoint and leaves one.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradinv.attacks import (
@@ -26,6 +24,7 @@ from gradinv.attacks import (
 )
 from gradinv.attacks.peeling import require_peelable
 from gradinv.audit.plan import Cell, derive_seed
+from gradinv.audit.rows import attack_row, finite, picture_tensors, to_uint8
 from gradinv.audit.setup import Setup
 from gradinv.audit.store import RunStore
 from gradinv.data import ClientBatch
@@ -314,63 +313,3 @@ def compute_cell(
         },
     )
     return True
-
-
-def attack_row(reconstruction: Reconstruction) -> dict[str, Any]:
-    """Returns what an attack says about itself, without ground truth."""
-    return {
-        "steps": reconstruction.steps,
-        "seconds": finite(reconstruction.seconds),
-        "objective": finite(reconstruction.objective[reconstruction.best]),
-        "objectives": [finite(value) for value in reconstruction.objective],
-        "restart": reconstruction.best,
-        "outcome": reconstruction.outcome.value,
-        "label_recovery": label_recovery_row(reconstruction),
-        "stages": [
-            {"name": stage.name, "steps": stage.steps, "seconds": finite(stage.seconds)}
-            for stage in reconstruction.stages
-        ],
-    }
-
-
-def label_recovery_row(reconstruction: Reconstruction) -> dict[str, Any] | None:
-    """Returns the labels that an attack found and how; None where they were revealed."""
-    recovered = reconstruction.recovered
-    if recovered is None:
-        return None
-    return {
-        "labels": recovered.labels.tolist(),
-        "method": recovered.method.value,
-        "exact": recovered.exact,
-        "gap": finite(recovered.gap),
-    }
-
-
-def picture_tensors(
-    reconstruction: Reconstruction, order: list[int] | None = None
-) -> dict[str, Tensor]:
-    """Returns the pictures and cost curves of an attack under the names of a cell's file.
-
-    Args:
-        reconstruction: what the attack returned.
-        order: which reconstruction belongs to which original; as they are without it.
-    """
-    index = list(range(len(reconstruction.images))) if order is None else order
-    tensors = {"reconstruction": to_uint8(reconstruction.images[index])}
-    for number, stage in enumerate(reconstruction.stages):
-        tensors[f"stage/{number}/images"] = to_uint8(stage.images[index])
-        tensors[f"stage/{number}/cost"] = stage.cost.float().cpu()
-    return tensors
-
-
-def to_uint8(
-    images: Float[Tensor, "batch channel height width"],
-) -> UInt8[Tensor, "batch channel height width"]:
-    """Returns images in [0, 1] as 0..255."""
-    return images.detach().mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
-def finite(value: Tensor | float) -> float | None:
-    """Returns the value as JSON can hold it: None where it is NaN or infinite."""
-    number = float(value)
-    return number if math.isfinite(number) else None

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from gradinv.attacks import AnalyticAttack, Attack, Checkpoint, Reconstruction, recover_labels
 from gradinv.attacks.peeling import require_peelable
-from gradinv.audit.cell import CellStopped, Watch, attack_cell, attack_row, picture_tensors
+from gradinv.audit.cell import CellStopped, Watch, attack_cell
 from gradinv.audit.plan import AuditConfig, Cell
+from gradinv.audit.rows import attack_row, picture_tensors
 from gradinv.audit.runner import interruption, one_thread
 from gradinv.audit.setup import (
     check_prior_fits,

@@ -11,11 +11,9 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from gradinv.data import EMBEDDED, ClientBatch, ImageSet, load_images
+from gradinv.data import EMBEDDED, load_images
 from gradinv.errors import ConfigError, DataError
 
 
@@ -35,12 +33,6 @@ def folder(root: Path, sizes: dict[str, int], side: int = 8) -> Path:
         for i in range(size):
             picture(root / name / f"{i:03}.png", noise(side, side, 3, seed=1000 * number + i))
     return root
-
-
-def stand_in(sizes: list[int]) -> ImageSet:
-    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    classes = tuple(str(label) for label in range(len(sizes)))
-    return ImageSet("set", classes, labels, 1, 8, lambda index: np.full((1, 8, 8), index % 256))
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -208,10 +200,6 @@ class TestRefused:
         with pytest.raises(ConfigError, match="at least 8 pixels, got 4"):
             load_images(None, image_size=4)
 
-    def test_index_outside(self):
-        with pytest.raises(DataError, match=r"expected indices from 0 to 159 .* got 160"):
-            load_images(None).images([0, 160])
-
 
 class TestIdx:
     @pytest.fixture
@@ -322,93 +310,3 @@ class TestEmbedded:
         whole, sample = load_images(source), load_images(None)
         assert torch.equal(whole.all_images_uint8()[about["indices"]], sample.all_images_uint8())
         assert torch.equal(whole.labels[about["indices"]], sample.labels)
-
-
-class TestBatches:
-    def test_disjoint_and_distinct(self):
-        images = load_images(None)
-        batches = images.batches(batch_size=4, count=8, seed=0)
-        ids = [i for batch in batches for i in batch.ids]
-        assert len(set(ids)) == 32
-        for batch in batches:
-            assert len(set(batch.labels.tolist())) == 4
-            assert torch.equal(batch.images, images.images(batch.ids))
-            assert torch.equal(batch.labels, images.labels[list(batch.ids)])
-
-    def test_seed_decides(self):
-        images = load_images(None)
-        first, again, other = (images.batches(batch_size=4, count=2, seed=s) for s in (0, 0, 1))
-        assert [b.ids for b in first] == [b.ids for b in again]
-        assert [b.ids for b in first] != [b.ids for b in other]
-
-    def test_more_batches_begin_with_the_same(self):
-        images = load_images(None)
-        few, many = (images.batches(batch_size=4, count=n, seed=3) for n in (2, 9))
-        assert [b.ids for b in few] == [b.ids for b in many[:2]]
-
-    def test_labels_repeat_where_classes_are_few(self):
-        batches = stand_in([9, 9]).batches(batch_size=6, count=3, seed=0)
-        assert sorted(i for batch in batches for i in batch.ids) == list(range(18))
-
-    @given(
-        st.lists(st.integers(0, 6), min_size=1, max_size=6), st.integers(1, 4), st.integers(1, 5)
-    )
-    def test_draws_whenever_it_can_be_drawn(self, sizes, batch_size, count):
-        images = stand_in(sizes)
-        possible = sum(min(size, count) for size in sizes) >= batch_size * count
-        distinct = sum(size > 0 for size in sizes) >= batch_size
-        if sum(sizes) < batch_size * count or (distinct and not possible):
-            with pytest.raises(DataError):
-                images.batches(batch_size=batch_size, count=count, seed=0)
-            return
-        batches = images.batches(batch_size=batch_size, count=count, seed=0)
-        ids = [i for batch in batches for i in batch.ids]
-        assert len(set(ids)) == len(ids) == batch_size * count
-        for batch in batches:
-            assert not distinct or len(set(batch.labels.tolist())) == batch_size
-
-    def test_every_image_can_be_drawn(self):
-        images = stand_in([3, 3, 3, 3])
-        firsts = {images.batches(batch_size=2, count=1, seed=s)[0].ids[0] for s in range(200)}
-        assert firsts == set(range(12))
-
-    def test_too_few_images(self):
-        message = "expected at least 32 images for 8 batches of 4, got 10 in set; add images"
-        with pytest.raises(DataError, match=message):
-            stand_in([5, 5]).batches(batch_size=4, count=8, seed=0)
-
-    def test_too_few_of_distinct_labels(self):
-        message = r"3 batches of 2 distinct labels, got enough for 2 in set; .* at most 2 batches"
-        with pytest.raises(DataError, match=message):
-            stand_in([9, 2]).batches(batch_size=2, count=3, seed=0)
-
-    @pytest.mark.parametrize(("batch_size", "count"), [(0, 1), (1, 0)])
-    def test_no_batch(self, batch_size, count):
-        with pytest.raises(ConfigError, match="expected at least 1 batch of at least 1 image"):
-            stand_in([5]).batches(batch_size=batch_size, count=count, seed=0)
-
-
-class TestClientBatch:
-    @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan")])
-    def test_pixels_outside(self, value):
-        images = torch.full((1, 1, 8, 8), 0.5)
-        images[0, 0, 0, 0] = value
-        with pytest.raises(DataError, match=r"expected pixels in \[0, 1\], got"):
-            ClientBatch(images, torch.tensor([0]))
-
-    @pytest.mark.usefixtures("unchecked")
-    def test_lengths_differ(self):
-        with pytest.raises(DataError, match=r"one label each, got images \(2, .* labels \(1,\)"):
-            ClientBatch(torch.zeros(2, 1, 8, 8), torch.tensor([0]))
-
-    def test_ids_differ(self):
-        with pytest.raises(DataError, match="one id for each of 1 images, got 2"):
-            ClientBatch(torch.zeros(1, 1, 8, 8), torch.tensor([0]), (1, 2))
-
-    def test_moves(self):
-        batch = ClientBatch(torch.zeros(2, 1, 8, 9), torch.tensor([0, 1]), (5, 6))
-        moved = batch.to(dtype=torch.float64)
-        assert moved.images.dtype == torch.float64
-        assert moved.labels.dtype == torch.int64
-        assert moved.ids == (5, 6)
-        assert (len(batch), batch.image_shape) == (2, (1, 8, 9))

@@ -1,0 +1,63 @@
+"""What one client trains on."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gradinv.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ClientBatch:
+    """What one client trains on in one step, and what an attack must not see.
+
+    Args:
+        images: pixels in [0, 1].
+        labels: class numbers, long.
+        ids: the index of each image in its :class:`ImageSet`; empty when it comes from none.
+
+    Raises:
+        DataError: lengths differ, or a pixel lies outside [0, 1].
+    """
+
+    images: Float[Tensor, "batch channel height width"]
+    labels: Int[Tensor, " batch"]
+    ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
+            raise DataError(
+                "expected images (batch, channel, height, width) with one label each, got images "
+                f"{tuple(self.images.shape)} and labels {tuple(self.labels.shape)}; "
+                "stack one label for each image"
+            )
+        if self.ids and len(self.ids) != len(self.images):
+            raise DataError(
+                f"expected one id for each of {len(self.images)} images, got {len(self.ids)}; "
+                "leave ids empty when there are none"
+            )
+        low, high = (float(bound) for bound in self.images.detach().aminmax())
+        if not (low >= 0 and high <= 1):  # NaN fails both comparisons
+            raise DataError(
+                f"expected pixels in [0, 1], got [{low:.4g}, {high:.4g}]; "
+                "divide bytes by 255 and leave normalisation to a layer of the network"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channel, height and width of one image."""
+        channel, height, width = self.images.shape[1:]
+        return channel, height, width
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "ClientBatch":
+        """Returns the batch on ``device``, with images (not labels) of ``dtype``."""
+        return ClientBatch(
+            self.images.to(device=device, dtype=dtype), self.labels.to(device=device), self.ids
+        )
