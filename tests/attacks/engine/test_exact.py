@@ -1,5 +1,7 @@
 """The R-operator against double backward, in float64 and float32."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -16,7 +18,9 @@ from gradinv.attacks.objectives import (
     Target,
     TotalVariation,
 )
-from gradinv.models import ConvNet, ResNet18, batch_norm_layers
+from gradinv.data import ClientBatch
+from gradinv.federated import observe
+from gradinv.models import ConvNet, ResNet18, batch_norm_layers, build_model
 from tests.attacks.engine.networks import guesses, network, plans, relative, shake, update
 
 DISTANCES = (Cosine(), LayerCosine(), SquaredL2(), L1())
@@ -188,3 +192,19 @@ def test_not_finite_matching_counts_as_infinity():
     model = victim("eval")
     engine = engine_for(model, update(model), distance=Cosine())
     assert engine.matching(torch.full_like(guesses(model, 1), torch.nan)).tolist() == [torch.inf]
+
+
+@pytest.mark.parametrize("name", ["convnet", "lenet"])
+def test_the_squared_distance_is_exact_near_the_images(name):
+    """In float32, where |a|^2 - 2 <a, g> + |g|^2 would leave nothing but rounding errors."""
+    source = torch.Generator().manual_seed(0)
+    model = build_model(name, num_classes=4, channels=1, image_size=16, seed=0)
+    batch = ClientBatch(torch.rand((1, 1, 16, 16), generator=source), torch.tensor([2]))
+    near = (batch.images + 1e-4 * torch.randn(batch.images.shape, generator=source))[None]
+    found = engine_for(model, observe(model, batch), distance=SquaredL2(), way="exact")
+    model = copy.deepcopy(model).double()
+    exact = batch.to(dtype=torch.float64)
+    expected = PlainDoubleBackward(model, observe(model, exact), distance=SquaredL2())
+    value, reference = found.evaluate(near), expected.evaluate(near.double())
+    assert value.cost.item() == pytest.approx(reference.cost.item(), rel=0.02)
+    assert relative(value.gradient.double(), reference.gradient) < 0.02

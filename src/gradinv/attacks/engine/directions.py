@@ -96,6 +96,8 @@ class Matcher:
         self.distance, self.target = distance, target
         self.names = list(target.gradient)
         self.closed = CLOSED.get(type(distance))
+        # A ghost gives dot products alone, from which |a - g|^2 comes out by cancellation.
+        self.has_ghosts = self.closed is not None and not isinstance(distance, SquaredL2)
         self.flat = {name: flat(value) for name, value in target.gradient.items()}
         self.absent = None
         if target.mask is not None:
@@ -149,6 +151,13 @@ class Matcher:
             for index, trial in enumerate(map(flat, run.gradients[name])):
                 other = g if beta is None else g * beta[index]
                 torch.addcmul(other, trial, alpha[index], out=trial)
+        if isinstance(self.distance, SquaredL2):
+            # v is the difference now: its own square has no cancellation, as line searches need.
+            squares = [
+                torch.stack([flat(v).dot(flat(v)) for v in run.gradients[name]])
+                for name in self.names
+            ]
+            return torch.stack(squares).sum(0), found.factor
         return found.value, found.factor
 
     def _by_autograd(

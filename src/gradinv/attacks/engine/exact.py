@@ -41,7 +41,7 @@ class ExactROperator(TracedEngine):
         super().__init__(problem, program)
         self.tangent_tf32 = tangent_tf32
         self.ghosts: dict[str, Tensor] = {}
-        if problem.target.mask is None and self.matcher.closed is not None:
+        if problem.target.mask is None and self.matcher.has_ghosts:
             self.ghosts = {
                 name: self.matcher.target.gradient[name] for name in program.used_once(self.wanted)
             }
