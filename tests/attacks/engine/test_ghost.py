@@ -172,7 +172,6 @@ def geometry(batch: int, channels: int, size: int, kernel: int = 3, stride: int 
 def test_the_form_follows_the_shapes():
     """ResNet18 on 4 images of 32 pixels, from its first layer to its last."""
 
-
     def form(place: Geometry, outputs: int) -> type:
         kernel = torch.empty(outputs, place.in_shape[1], *place.kernel)
         return type(products_of(place, kernel))

@@ -54,7 +54,10 @@ def cosine(inner: Tensor, own: Tensor, observed: Tensor) -> Coefficients:
 
 
 def layer_cosine(inner: Tensor, own: Tensor, observed: Tensor) -> Coefficients:
-    """As :func:`cosine` for each tensor; those without an observed gradient take no part, those without a trial gradient no step."""
+    """As :func:`cosine` for each tensor.
+
+    Those without an observed gradient take no part, those without a trial gradient no step.
+    """
     used, live = is_signal(observed), is_signal(own)
     own = own.where(live, 1)
     scale = (own * observed.where(used, 1)).sqrt()

@@ -193,8 +193,8 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
 
 
-# Elements of a kernel from which on a copy in another memory order would weigh more than what a step
-# takes: the last blocks of ResNet18 have eight tenths of its weights in seven kernels.
+# Elements of a kernel from which on a copy in another memory order would be too much: the last
+# block of ResNet18 has three quarters of its weights in four kernels.
 _LARGE_KERNEL = 2**20
 
 
