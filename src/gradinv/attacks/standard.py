@@ -63,11 +63,11 @@ class Standard(Attack):
     """
 
     stages: tuple[Stage, ...] = field(
-        default_factory=lambda: (_features(200), _latents(100), _weights(150))
+        default_factory=lambda: (_features(60), _latents(100), _weights(150))
     )
     restarts: int = 4
     averaged: float | None = _AVERAGED
-    thin: tuple[Stage, ...] = field(default_factory=lambda: (_features(200), _latents(200)))
+    thin: tuple[Stage, ...] = field(default_factory=lambda: (_features(60), _latents(200)))
     thin_restarts: int = 8
     alone: tuple[Stage, ...] = field(default_factory=lambda: (_pixels(500),))
 
