@@ -1,4 +1,4 @@
-"""The command line: ``gradinv audit|invert|observe|prior|report``.
+"""The command line: ``gradinv audit|invert|observe|prior|learn-prior|report``.
 
 Heavy modules are imported by the command that needs them, so that ``gradinv --help`` answers at
 once. Exit status: 0 done, 2 wrong use or bad input (one line on standard error), 130 stopped by
@@ -16,6 +16,7 @@ from gradinv import __version__
 from gradinv.cli.options import (
     Audit,
     Invert,
+    LearnPrior,
     Observe,
     Prior,
     PriorShow,
@@ -65,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
-def _run(options: Audit | Invert | Observe | Prior | Report, arguments: Sequence[str]) -> None:
+def _run(
+    options: Audit | Invert | Observe | Prior | LearnPrior | Report, arguments: Sequence[str]
+) -> None:
     match options:
         case Audit():
             from gradinv.cli.audit import audit
@@ -87,6 +90,10 @@ def _run(options: Audit | Invert | Observe | Prior | Report, arguments: Sequence
             from gradinv.cli.prior import show
 
             show(command)
+        case LearnPrior():
+            from gradinv.cli.learn_prior import learn
+
+            learn(options, _shareable(arguments))
         case Report():
             from gradinv.cli.audit import report_again
 
