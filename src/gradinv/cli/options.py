@@ -242,13 +242,13 @@ class LearnPrior:
     """Width of the untrained generator."""
     latent: int = 128
     """Length of the untrained generator's latent vector z."""
-    steps: int = 500
+    steps: int = 2000
     """Outer steps, over all sessions together."""
     tasks: int = 8
     """Updates that an outer step fits together."""
     latent_steps: int = 0
     """Steps on the latents alone, at each outer step."""
-    weight_steps: int = 5
+    weight_steps: int = 2
     """Steps on the weights that the tasks share, at each outer step."""
     joint: bool = True
     """Hold the latents still while the weights move."""
@@ -256,7 +256,7 @@ class LearnPrior:
     """Draw fresh latents at every visit to an update."""
     keep_moments: bool = True
     """Start the weights' Adam afresh at every outer step."""
-    lr_latents: float = 0.1
+    lr_latents: float = 0.2
     """Step size of Adam on the latents."""
     lr_weights: float = 1e-3
     """Step size of Adam on the weights."""

@@ -8,7 +8,7 @@ its own. :class:`LocalCosts` computes one task after the other in this process;
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class Problem:
         return self.tasks.digest, self.tv, self.device
 
 
+@runtime_checkable
 class TaskCosts(Protocol):
     """Cost and dc/dx of some tasks at trial images."""
 
@@ -104,6 +105,7 @@ class LocalCosts:
         return self._networks[number]
 
 
+@runtime_checkable
 class Executor(Protocol):
     """What is needed of a pool of processes; ``concurrent.futures.Executor`` has it."""
 

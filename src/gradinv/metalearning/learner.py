@@ -54,14 +54,14 @@ class LearningConfig:
         ConfigError: a value that has no meaning.
     """
 
-    steps: int = 500
+    steps: int = 2000
     tasks: int = 8
     latent_steps: int = 0
-    weight_steps: int = 5
+    weight_steps: int = 2
     joint: bool = True
     remember: bool = True
     keep_moments: bool = True
-    lr_latents: float = 0.1
+    lr_latents: float = 0.2
     lr_weights: float = 1e-3
     decay: bool = True
     latent_norm: float = 1e-3
@@ -215,9 +215,10 @@ class Learner:
         everything = len(self.tasks.tasks)
         wanted = min(self.config.tasks, everything)
         if len(self.order) < wanted:
+            waiting = set(self.order)
             shuffled = torch.randperm(everything, generator=self.source).tolist()
             # No task twice in one step: those still waiting come last in the new order.
-            self.order += [task for task in shuffled if task not in self.order[:wanted]]
+            self.order += sorted(shuffled, key=lambda task: task in waiting)
         chosen, self.order = self.order[:wanted], self.order[wanted:]
         return chosen
 
