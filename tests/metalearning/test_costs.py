@@ -43,7 +43,7 @@ def test_engines_are_kept_as_long_as_they_fit(problem, trials, monkeypatch):
     assert costs.engine(0) is not first
 
 
-@pytest.mark.parametrize("kind", ["threads", "processes"])
+@pytest.mark.parametrize("kind", ["threads", pytest.param("processes", marks=pytest.mark.slow)])
 def test_an_executor_computes_the_same(kind, problem, trials):
     here = LocalCosts(problem).evaluate([0, 4, 2], list(trials))
     pool = (

@@ -12,6 +12,7 @@ from gradinv.metalearning.costs import LocalCosts
 from gradinv.priors import load_generator
 from gradinv.priors.dcgan import DCGAN
 from gradinv.priors.generator import load_card
+from gradinv.priors.whitened import Whitened
 
 CONFIG = LearningConfig(steps=4, tasks=4, weight_steps=2, latent_steps=1, seed=3)
 
@@ -96,6 +97,7 @@ def test_what_was_found_is_standard_normal_for_the_prior(tasks, prior):
     learned = learn_prior(tasks, prior, out=Path("p"), config=CONFIG)
     assert not any(parameter.requires_grad for parameter in learned.parameters())
     drawn = learned.sample_latents(4000, torch.Generator().manual_seed(0))
+    assert isinstance(learned, Whitened)
     inner = learned._inner_latents(drawn)
     assert inner.std() < 1.5
     assert torch.linalg.matrix_rank(learned.factor) <= 6
@@ -104,6 +106,7 @@ def test_what_was_found_is_standard_normal_for_the_prior(tasks, prior):
 def test_it_can_start_from_what_was_learned_before(tasks, prior):
     first = learn_prior(tasks, prior, out=Path("p"), config=CONFIG)
     second = learn_prior(tasks, first, out=Path("q"), config=CONFIG)
+    assert isinstance(second, Whitened)
     assert isinstance(second.generator, DCGAN)
     assert not same(first, second)
 

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from gradinv.errors import ObservationError
-from gradinv.federated import FedAvg, Federation, Observation, Reveal, simulate
+from gradinv.federated import FedAvg, Federation, FedSGD, Observation, Reveal, simulate
 from gradinv.metalearning import open_tasks
 from gradinv.models import build_model, fingerprint
 from tests.metalearning.conftest import INFO, SPEC
@@ -28,8 +29,9 @@ def test_broken_updates_are_named_and_the_good_ones_used(folder):
     (folder / "round0-client001.safetensors").write_bytes(whole[: len(whole) // 2])
     (folder / "later.safetensors").write_bytes(b"\x80\x04 a pickle")
     stray = Observation.load(folder / "round1-client000.safetensors")
-    object.__setattr__(stray, "model", {**INFO, "fingerprint": "0" * 16})
-    stray.save(folder / "round1-client000.safetensors")
+    replace(stray, model={**INFO, "fingerprint": "0" * 16}).save(
+        folder / "round1-client000.safetensors"
+    )
     tasks = open_tasks(folder)
     assert [task.name for task in tasks.tasks] == [
         "round0-client000.safetensors", "round0-client002.safetensors",
@@ -94,3 +96,27 @@ def test_what_makes_a_set_its_own(folder, tasks):
         first.view(-1)[0] += 1
     update.save(path)
     assert open_tasks(folder).digest != tasks.digest
+
+
+def test_a_network_is_in_the_mode_of_its_updates(folder, images, model):
+    simulate(
+        model.train(), images, Federation(1, 1, 2), folder / "train", model_info=INFO,
+        protocol=FedSGD("train"),
+    )  # fmt: skip
+    tasks = open_tasks(folder)
+    assert tasks.broken == ()
+    modes = {task.name: tasks.networks[task.network].build().training for task in tasks.tasks}
+    assert [name for name, training in modes.items() if training] == [
+        "train/round0-client000.safetensors"
+    ]
+
+
+def test_a_server_that_watched_no_longer(folder):
+    tasks = open_tasks(folder, rounds=1)
+    assert {task.name[:6] for task in tasks.tasks} == {"round0"}
+    assert len(tasks.networks) == 1
+    update = Observation.load(folder / "round0-client000.safetensors")
+    model = {name: text for name, text in update.model.items() if name != "round"}
+    replace(update, model=model).save(folder / "extra.safetensors")
+    (said,) = open_tasks(folder, rounds=1).broken
+    assert "expected an update that says which round it is of, got none" in said

@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from gradinv.cli.text import print_line
 from gradinv.data import load_images
 from gradinv.errors import ConfigError
 from gradinv.federated import Federation, Reveal, parse_defense, simulate
-from gradinv.files import ensure_writable_folder
+from gradinv.files import ensure_writable_folder, read_json
 from gradinv.metalearning import (
     PAPER,
     LearningConfig,
@@ -30,10 +31,13 @@ from gradinv.metalearning import (
     open_tasks,
 )
 from gradinv.metalearning.costs import Executor
+from gradinv.metalearning.learning import LOG
 from gradinv.priors import Generator
 from gradinv.priors.dcgan import DCGAN
+from gradinv.report.curve import write_curve
 
 UPDATES = "updates"
+_CURVE_SECONDS = 60.0
 
 
 class _Display:
@@ -78,6 +82,32 @@ class _Display:
         print_line(self.console, f"gradinv: {line}")
 
 
+class _Curve:
+    """Draws the cost over the outer steps beside the prior, now and then."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.drawn = time.monotonic()
+
+    def show(self) -> None:
+        """Draws it if the last time was long ago."""
+        if time.monotonic() - self.drawn >= _CURVE_SECONDS:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draws what the log holds."""
+        self.drawn = time.monotonic()
+        if (self.out / LOG).is_file():
+            write_curve(
+                self.out / "cost.svg",
+                [(entry["step"], entry["cost"]) for entry in read_json(self.out / LOG)],
+                title="Matching cost of the updates of each outer step",
+                across="outer step",
+                up="cost",
+                logarithmic=True,
+            )
+
+
 def learn(options: LearnPrior, command: str) -> None:
     """Learns a prior, or continues to.
 
@@ -94,9 +124,9 @@ def learn(options: LearnPrior, command: str) -> None:
         raise ConfigError(
             f"expected a folder of updates or --simulate IMAGES, got {given}; give one of them"
         )
-    for name in ("base_channels", "latent", "workers"):
-        if getattr(options, name) < 1:
-            got = getattr(options, name)
+    for name in ("base_channels", "latent", "workers", "rounds_watched"):
+        got = getattr(options, name)
+        if got is not None and got < 1:
             raise ConfigError(
                 f"expected --{name.replace('_', '-')} of at least 1, got {got}; raise it"
             )
@@ -110,7 +140,9 @@ def learn(options: LearnPrior, command: str) -> None:
         folder = out / UPDATES if options.updates is None else Path(options.updates)
         start = load_prior(options.start, device=torch.device("cpu"), embedded=False)
         shape = None if start is None else start.image_shape
-        tasks = open_tasks(folder, model=options.model, image_shape=shape)
+        tasks = open_tasks(
+            folder, model=options.model, image_shape=shape, rounds=options.rounds_watched
+        )
         for sentence in tasks.broken:
             display.say(f"left out: {sentence}")
         display.say(
@@ -118,8 +150,11 @@ def learn(options: LearnPrior, command: str) -> None:
             f"{len(tasks.networks)} networks"
         )
 
+        curve = _Curve(out)
+
         def callback(progress: LearningProgress) -> None:
             display.show(progress)
+            curve.show()
             if interrupted():
                 raise Stopped("--out", options.out)
 
@@ -136,6 +171,7 @@ def learn(options: LearnPrior, command: str) -> None:
                 snapshot_every=options.snapshot_every,
                 callback=callback,
             )
+        curve.draw()
     print_line(Console(), f"{out}, samples in {out / 'samples.png'}")
 
 

@@ -236,6 +236,8 @@ class LearnPrior:
     """Side of the simulated clients' images in pixels."""
     channels: Annotated[int | None, _hint("3 for a folder, 1 for IDX", "{1,3}")] = None
     """Colour channels of the simulated clients' images."""
+    rounds_watched: Annotated[int | None, _hint("all", "N")] = None
+    """Learn from the updates of the first N rounds alone."""
     start: Annotated[str | None, _hint("an untrained generator", "DIR")] = None
     """The prior to start from: a folder, or the word embedded."""
     base_channels: int = 48

@@ -85,7 +85,6 @@ class LocalCosts:
         task = self.problem.tasks.tasks[number]
         model = self._network(task.network)
         observation = task.observation(model).to(self.problem.device)
-        model.train(observation.protocol.mode == "train")
         engine = engine_for(
             model,
             observation,

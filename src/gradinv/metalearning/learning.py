@@ -210,8 +210,6 @@ class _Session:
             "steps": self.learner.count,
             "seconds": round(self.seconds, 1),
             "skipped": int(sum(entry["skipped"] for entry in self.log)),
-            "revision": revision(),
-            "versions": versions(),
         }
 
 
@@ -228,6 +226,8 @@ def _card(tasks: TaskSet, config: LearningConfig) -> dict[str, Any]:
             "digest": tasks.digest,
         },
         "config": asdict(config),
+        "revision": revision(),
+        "versions": versions(),
     }
 
 

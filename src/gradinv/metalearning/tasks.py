@@ -16,6 +16,7 @@ from gradinv.attacks.simulation import as_attacked
 from gradinv.errors import AttackError, GradinvError, ModelError, ObservationError, StorageError
 from gradinv.federated.observation import Observation, check_fits
 from gradinv.files import load_tensors
+from gradinv.models.batchnorm import Mode
 from gradinv.models.factory import build_model
 from gradinv.models.weights import fingerprint, load_weights
 
@@ -30,6 +31,7 @@ class Network:
         spec: the architecture, by name or as ``package.module:factory``.
         num_classes: number of logits.
         image_shape: (channel, height, width).
+        mode: that the clients computed in.
         seed: of the random weights, where there is no file.
         weights: the file.
     """
@@ -37,11 +39,12 @@ class Network:
     spec: str
     num_classes: int
     image_shape: tuple[int, int, int]
+    mode: Mode
     seed: int
     weights: Path | None = None
 
     def build(self) -> nn.Module:
-        """Returns the network in eval mode.
+        """Returns the network in the clients' mode.
 
         Raises:
             ModelError: it cannot be built, or the weights do not fit.
@@ -57,7 +60,7 @@ class Network:
         )
         if self.weights is not None:
             load_weights(model, self.weights)
-        return model
+        return model.train(self.mode == "train")
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def open_tasks(
     *,
     model: str | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    rounds: int | None = None,
 ) -> TaskSet:
     """Finds the updates of a folder and the weights that each was made with.
 
@@ -141,6 +145,8 @@ def open_tasks(
         folder: where to look.
         model: the architecture; what each update says by default.
         image_shape: of the images to learn; that of the most updates by default.
+        rounds: take the updates of that many first rounds alone, as a server has them that watched
+            no longer; all by default. A simulation notes in each update which round it is of.
 
     Raises:
         ObservationError: not a single update can be used.
@@ -167,6 +173,8 @@ def open_tasks(
         name = path.relative_to(folder).as_posix()
         try:
             observation = Observation.load(path)
+            if rounds is not None and _round_of(observation) >= rounds:
+                continue
             number = _usable(observation, shape, networks)
         except GradinvError as error:
             broken.append(f"{name}: {error}")
@@ -181,10 +189,11 @@ def open_tasks(
             f"expected updates of clients in {folder}, got none that can be used ({listed}); "
             "make some with 'gradinv observe', or simulate a federation with --simulate"
         )
+    used = sorted({task.network for task in tasks})
     return TaskSet(
         folder.resolve().name,
-        tuple(tasks),
-        tuple(networks.known),
+        tuple(replace(task, network=used.index(task.network)) for task in tasks),
+        tuple(networks.known[number] for number in used),
         shape,
         tuple(broken),
         digest.hexdigest()[:16],
@@ -194,6 +203,15 @@ def open_tasks(
 def _holds_weights(path: Path) -> bool:
     _, header = load_tensors(path, what="an update or weights", foreign=True)
     return header.get("kind", "weights") == "weights"
+
+
+def _round_of(observation: Observation) -> int:
+    number = observation.model.get("round", "")
+    if not number.isdigit():
+        raise ObservationError(
+            "expected an update that says which round it is of, got none; learn from all rounds"
+        )
+    return int(number)
 
 
 def _usable(
@@ -225,7 +243,7 @@ class _Networks:
         self.spec = spec
         self.known: list[Network] = []
         self.models: list[nn.Module] = []
-        self.numbers: dict[str, int] = {}
+        self.numbers: dict[tuple[str, Mode], int] = {}
         self.tried: set[Network] = set()
 
     def find(self, observation: Observation) -> int:
@@ -237,14 +255,15 @@ class _Networks:
                 "expected an update that says which network and weights it was made with, got "
                 "none of that; make it with 'gradinv observe', and name the network with --model"
             )
-        if theirs not in self.numbers:
+        key = theirs, observation.protocol.mode
+        if key not in self.numbers:
             self._try(spec, observation)
-        if theirs not in self.numbers:
+        if key not in self.numbers:
             raise AttackError(
                 f"expected the weights ({theirs}) that the update was made with in the folder, "
                 "got others; put them there (gradinv observe --save-weights)"
             )
-        return self.numbers[theirs]
+        return self.numbers[key]
 
     def _try(self, spec: str, observation: Observation) -> None:
         seed = observation.model.get("seed", "0")
@@ -252,10 +271,11 @@ class _Networks:
             spec,
             observation.num_classes,
             observation.image_shape,
+            observation.protocol.mode,
             int(seed) if seed.isdigit() else 0,
         )
         for path in (None, *self.weights):
-            network = Network(own.spec, own.num_classes, own.image_shape, own.seed, path)
+            network = replace(own, weights=path)
             if network in self.tried:
                 continue
             self.tried.add(network)
@@ -265,9 +285,9 @@ class _Networks:
                 if path is None:
                     raise
                 continue  # the weights of another architecture
-            model.train(observation.protocol.mode == "train")
-            if (own_weights := fingerprint(model)) in self.numbers:
+            key = fingerprint(model), network.mode
+            if key in self.numbers:
                 continue  # a file of weights that the seed draws too
-            self.numbers[own_weights] = len(self.known)
+            self.numbers[key] = len(self.known)
             self.known.append(network)
             self.models.append(model)
