@@ -14,7 +14,7 @@ from gradinv.cli.progress import AuditProgress
 from gradinv.data import load_images
 from gradinv.errors import GradinvError
 from gradinv.files import read_json
-from gradinv.priors.generator import load_generator
+from gradinv.priors.generator import Generator
 from gradinv.priors.quality import measure_quality
 
 DEFENSE = "sparsify:0.95"
@@ -151,7 +151,9 @@ def attacked(
     ]
 
 
-def quality_rows(priors: Mapping[int, Path], train: str, image_size: int) -> list[dict[str, Any]]:
+def quality_rows(
+    priors: Mapping[int, Generator], train: str, *, image_size: int = 32
+) -> list[dict[str, Any]]:
     """Returns how far the samples of each outer step's prior are from real images.
 
     The judge's side: a server that learns from updates has no images to do this with.
@@ -159,12 +161,8 @@ def quality_rows(priors: Mapping[int, Path], train: str, image_size: int) -> lis
     images = load_images(train, image_size=image_size)
     real = images.images(range(0, len(images), max(1, len(images) // REAL)))
     return [
-        {
-            "kind": "samples",
-            "outer_step": step,
-            **measure_quality(load_generator(p), real).as_dict(),
-        }
-        for step, p in priors.items()
+        {"kind": "samples", "outer_step": step, **measure_quality(prior, real).as_dict()}
+        for step, prior in priors.items()
     ]
 
 

@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.giml_plan import (
     DEFENSE,
     SCALES,
@@ -29,7 +31,7 @@ from benchmarks.giml_plan import (
     snapshot,
 )
 from benchmarks.results import ROOT, write_results
-from gradinv.priors.generator import load_card
+from gradinv.priors.generator import load_card, load_generator
 
 Row = dict[str, Any]
 
@@ -74,13 +76,15 @@ def compare(
 
 
 def samples(train: str, scale: Scale, learned: Path) -> tuple[list[Row], dict[str, float]]:
-    """Returns how the samples draw nearer to real images over the outer steps."""
+    """Returns how the samples draw nearer to real images over the outer steps; 0 is untrained."""
     steps = sorted(int(path.name) for path in (learned / "snapshots").iterdir())
-    rows = quality_rows({step: snapshot(learned, step) for step in steps}, train, 32)
+    priors = {step: load_generator(snapshot(learned, step)) for step in steps}
+    untrained = priors[steps[0]].untrained(torch.Generator().manual_seed(0))
+    rows = quality_rows({0: untrained, **priors}, train)
     figures = {
         f"kernel_distance | outer step {row['outer_step']}": row["kernel_distance"]
         for row in rows
-        if row["outer_step"] in {*scale.snapshots, steps[0], steps[-1]}
+        if row["outer_step"] in {0, *scale.snapshots}
     }
     return rows, figures
 
@@ -90,7 +94,7 @@ def remembering(train: str, scale: Scale, runs: Path, updates: Path) -> dict[str
     figures: dict[str, float] = {}
     for name, words in scale.equal.items():
         prior = learn(runs / name, str(updates), "--rounds-watched", "1", *words)
-        (row,) = quality_rows({0: prior}, train, 32)
+        (row,) = quality_rows({0: load_generator(prior)}, train)
         figures[f"kernel_distance {name} latents"] = row["kernel_distance"]
         figures[f"cost {name} latents"] = last_cost(prior)
     return figures
@@ -113,7 +117,7 @@ def over_rounds(
         own = {"kind": "watched", "rounds": watched}
         figures[f"psnr | rounds watched {watched}"] = mean(rows, "psnr", **own)
         figures[f"psnr_z | rounds watched {watched}"] = mean(rows, "psnr_z", **own)
-        (row,) = quality_rows({0: prior}, options.train, 32)
+        (row,) = quality_rows({0: load_generator(prior)}, options.train)
         figures[f"kernel_distance | rounds watched {watched}"] = row["kernel_distance"]
     return rows, figures
 
@@ -139,6 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         str(scale.steps), "--snapshot-every", str(every), *scale.learning,
     )  # fmt: skip
     rows, figures = samples(options.train, scale, learned)
+    for name in ("wrong", "ceiling"):
+        (row,) = quality_rows({0: load_generator(Path(getattr(options, name)))}, options.train)
+        figures[f"kernel_distance {name}"] = row["kernel_distance"]
     found, own = compare(options, scale, runs, learned)
     rows, figures = [*rows, *found], {**figures, **own}
     updates = learned / "updates"

@@ -166,3 +166,26 @@ def test_the_command_rewrites_documents_and_reports_errors(folder, monkeypatch, 
     document.write_text("<!-- table:audit-convnet -->\n")
     assert tables.main() == 2
     assert "close it" in capsys.readouterr().err
+
+
+def test_the_table_of_priors(content):
+    content["name"] = "giml"
+    content["settings"] = {"snapshots": [500, 4000]}
+    content["figures"] = {
+        "psnr untrained": 10.0, "psnr wrong": 11.0, "psnr learned": 12.0, "psnr ceiling": 13.0,
+        "psnr_z wrong": 9.0, "psnr_z learned": 9.5, "psnr_z ceiling": 9.75,
+        "psnr_z learned | outer step 500": 8.0, "psnr learned | outer step 500": 11.5,
+        "kernel_distance wrong": 2.5, "kernel_distance ceiling": 0.5,
+        "kernel_distance | outer step 0": 30.0, "kernel_distance | outer step 500": 1.25,
+        "kernel_distance | outer step 4000": 0.75,
+    }  # fmt: skip
+    assert tables.prior_table(content).splitlines()[2:] == [
+        "| learned, outer step 500 | 8.00 | 11.50 | 1.25 |",
+        "| nothing: an untrained generator (`gi-w`) |  | 10.00 | 30.00 |",
+        "| a prior of other data | 9.00 | 11.00 | 2.50 |",
+        "| **a prior learned from the updates** | 9.50 | 12.00 | 0.75 |",
+        "| a prior trained on the real data | 9.75 | 13.00 | 0.50 |",
+    ]
+    del content["figures"]["psnr ceiling"]
+    with pytest.raises(ConfigError, match=r"expected figure 'psnr ceiling' in results/giml.json"):
+        tables.prior_table(content)

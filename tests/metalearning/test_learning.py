@@ -46,6 +46,11 @@ def test_a_stopped_run_resumes_to_the_same_prior(config, tasks, prior):
     assert not same(load_generator(Path("b")), whole)
     again = learn_prior(tasks, prior, out=Path("b"), config=config)
     assert same(again, whole)
+    card = load_card(Path("b"))
+    assert card["state"] == "finished"
+    once_more = learn_prior(tasks, prior, out=Path("b"), config=config, command="another")
+    assert same(once_more, whole)
+    assert load_card(Path("b")) == card
     assert same(load_generator(Path("b")), whole)
     costs = [[entry["cost"] for entry in read_json(Path(out, "learning/log.json"))] for out in "ab"]
     assert costs[0] == costs[1]

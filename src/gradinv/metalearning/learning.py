@@ -18,7 +18,7 @@ from gradinv.metalearning.costs import Executor, LocalCosts, PooledCosts, Proble
 from gradinv.metalearning.learner import Learner, LearningConfig, StepResult
 from gradinv.metalearning.tasks import TaskSet
 from gradinv.models.weights import fingerprint
-from gradinv.priors.generator import Generator, save_generator
+from gradinv.priors.generator import Generator, load_card, save_generator
 from gradinv.priors.samples import save_sample_grid
 from gradinv.priors.whitened import Whitened
 
@@ -101,6 +101,8 @@ def learn_prior(
         card={**_card(tasks, config), "start": start_name, "command": command},
     )  # fmt: skip
     session.resume()
+    if session.finished():
+        return session.fitted()
     begun, first = time.perf_counter(), learner.count
     last = begun
     while learner.count < config.steps:
@@ -198,6 +200,11 @@ class _Session:
         prior = self.fitted()
         save_generator(prior, folder, self._described("snapshot"))
         save_sample_grid(prior, folder / "samples.png")
+
+    def finished(self) -> bool:
+        """Returns whether an earlier call finished; its card then stays as it is."""
+        at_end = self.learner.count == self.learner.config.steps
+        return at_end and load_card(self.out).get("state") == "finished"
 
     def finish(self) -> Generator:
         """Writes everything, with a card that says that the learning is finished."""
