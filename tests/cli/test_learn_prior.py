@@ -32,7 +32,7 @@ def test_a_prior_is_learned_from_a_simulated_federation_and_audited_with(capsys)
     assert captured.out.splitlines()[-1] == "learned, samples in learned/samples.png"
     assert "gradinv: federation simulated: 4 updates" in captured.err
     assert "gradinv: 4 updates of 8 images, made with 2 networks" in captured.err
-    assert "gradinv: 33%, step 1 of 3" in captured.err
+    assert "gradinv: learning 33%, step 1 of 3" in captured.err
     card = read_json(Path("learned/card.json"))
     assert (card["learned_from"], card["start"], card["steps"]) == ("gradients", "untrained", 3)
     assert card["command"] == "gradinv " + " ".join(SIMULATE)
@@ -64,14 +64,14 @@ def test_the_whole_way_observe_learn_audit(capsys):
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_continues(capsys, monkeypatch):
     assert main(SIMULATE) == 0
-    original = module._Display.show
+    original = module.LearningDisplay.show
 
     def press_once(self, progress):
         if progress.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
         original(self, progress)
 
-    monkeypatch.setattr(module._Display, "show", press_once)
+    monkeypatch.setattr(module.LearningDisplay, "show", press_once)
     parts = [*SIMULATE[:-1], "parts"]
     assert main(parts) == 130
     line = capsys.readouterr().err.splitlines()[-1]

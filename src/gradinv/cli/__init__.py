@@ -1,4 +1,4 @@
-"""The command line: ``gradinv audit|invert|observe|prior|learn-prior|report``.
+"""The command line: ``gradinv audit|invert|observe|prior|learn-prior|watch|report``.
 
 Heavy modules are imported by the command that needs them, so that ``gradinv --help`` answers at
 once. Exit status: 0 done, 2 wrong use or bad input (one line on standard error), 130 stopped by
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gradinv import __version__
 from gradinv.cli.options import (
+    AnyCommand,
     Audit,
     Invert,
     LearnPrior,
@@ -22,6 +23,7 @@ from gradinv.cli.options import (
     PriorShow,
     PriorTrain,
     Report,
+    Watch,
     parse,
 )
 from gradinv.cli.stopping import Stopped
@@ -66,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
-def _run(
-    options: Audit | Invert | Observe | Prior | LearnPrior | Report, arguments: Sequence[str]
-) -> None:
+def _run(options: AnyCommand, arguments: Sequence[str]) -> None:
     match options:
         case Audit():
             from gradinv.cli.audit import audit
@@ -94,6 +94,10 @@ def _run(
             from gradinv.cli.learn_prior import learn
 
             learn(options, _shareable(arguments))
+        case Watch():
+            from gradinv.cli.watch import watch_rounds
+
+            watch_rounds(options)
         case Report():
             from gradinv.cli.audit import report_again
 

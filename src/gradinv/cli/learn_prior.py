@@ -26,7 +26,6 @@ from gradinv.metalearning import (
     PAPER,
     LearningConfig,
     LearningProgress,
-    TaskSet,
     learn_prior,
     open_tasks,
 )
@@ -40,11 +39,17 @@ UPDATES = "updates"
 _CURVE_SECONDS = 60.0
 
 
-class _Display:
-    """Shows how far the learning is, and leaves it on Ctrl-C."""
+class LearningDisplay:
+    """Shows how far a learning is.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to.
+        what: what it is called.
+    """
+
+    def __init__(self, console: Console, what: str = "learning") -> None:
         self.console = console
+        self.what = what
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -72,10 +77,10 @@ class _Display:
             f"step {progress.step} of {progress.steps}, cost {progress.cost:.4g}, "
             f"{left_words(progress.left)}"
         )
-        self.bars.update(self.task, description="learning", completed=fraction, detail=detail)
+        self.bars.update(self.task, description=self.what, completed=fraction, detail=detail)
         if not self.console.is_terminal and progress.seconds - self.printed >= LINE_SECONDS:
             self.printed = progress.seconds
-            self.say(f"{fraction:.0%}, {detail}")
+            self.say(f"{self.what} {fraction:.0%}, {detail}")
 
     def say(self, line: str) -> None:
         """Prints one line to standard error."""
@@ -133,7 +138,7 @@ def learn(options: LearnPrior, command: str) -> None:
     config = config_of(options)
     device = resolve_device(options.device)
     out = ensure_writable_folder(Path(options.out))
-    display = _Display(Console(stderr=True))
+    display = LearningDisplay(Console(stderr=True))
     with one_thread(), display.bars, interruption() as interrupted:
         if options.simulate is not None:
             _simulate(options, out / UPDATES, device, display)
@@ -161,7 +166,10 @@ def learn(options: LearnPrior, command: str) -> None:
         with _executor(options.workers) as executor:
             learn_prior(
                 tasks,
-                start or _untrained(options, tasks),
+                start
+                or untrained(
+                    tasks.image_shape, options.base_channels, options.latent, seed=options.seed
+                ),
                 out=out,
                 config=config,
                 device=device,
@@ -184,7 +192,9 @@ def config_of(options: LearnPrior) -> LearningConfig:
     return LearningConfig(**{**given, **PAPER})
 
 
-def _simulate(options: LearnPrior, folder: Path, device: torch.device, display: _Display) -> None:
+def _simulate(
+    options: LearnPrior, folder: Path, device: torch.device, display: LearningDisplay
+) -> None:
     assert options.simulate is not None
     images = load_images(
         Path(options.simulate), image_size=options.image_size, channels=options.channels
@@ -217,15 +227,18 @@ def _simulate(options: LearnPrior, folder: Path, device: torch.device, display: 
     )
 
 
-def _untrained(options: LearnPrior, tasks: TaskSet) -> Generator:
-    channels, _, image_size = tasks.image_shape
+def untrained(
+    image_shape: tuple[int, int, int], base_channels: int, latent: int, *, seed: int
+) -> Generator:
+    """Returns a generator with random weights, in eval mode."""
+    channels, _, image_size = image_shape
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+        torch.manual_seed(seed)
         generator = DCGAN(
             image_size=image_size,
             channels=channels,
-            base_channels=options.base_channels,
-            latent_dim=options.latent,
+            base_channels=base_channels,
+            latent_dim=latent,
         )
     return generator.eval()
 

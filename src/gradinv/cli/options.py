@@ -287,6 +287,32 @@ class LearnPrior:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """Audit what a server rebuilds the longer it watches: leakage over rounds.
+
+    After every round the server goes on learning a prior from all updates that it has seen, and
+    attacks updates of other clients with it. Writes watch.json, leakage.svg, and a prior and an
+    audit for every number of rounds. The same command with the same --out continues.
+    """
+
+    watched: Annotated[str, arg(metavar="PATH")]
+    """Images of the clients that are watched; those under --data are attacked."""
+    config: OmitArgPrefixes[AuditConfig]
+    clients: int = 20
+    """Clients that are watched, each with images of its own."""
+    rounds: int = 4
+    """Rounds that are watched."""
+    server_lr: float = 0.1
+    """Step size of the server on the clients' mean update."""
+    steps: int = 400
+    """Outer steps of learning after every round."""
+    base_channels: int = 48
+    """Width of the generator."""
+    latent: int = 128
+    """Length of the generator's latent vector z."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Write the HTML report of a finished audit again from its stored results."""
 
@@ -300,6 +326,7 @@ Command = (
     | Annotated[Observe, subcommand("observe")]
     | Annotated[Prior, subcommand("prior")]
     | Annotated[LearnPrior, subcommand("learn-prior")]
+    | Annotated[Watch, subcommand("watch")]
     | Annotated[Report, subcommand("report")]
 )
 
@@ -309,7 +336,11 @@ _DESCRIPTION = (
 )
 
 
-def parse(arguments: Sequence[str]) -> Audit | Invert | Observe | Prior | LearnPrior | Report:
+AnyCommand = Audit | Invert | Observe | Prior | LearnPrior | Watch | Report
+"""What the command line can come to."""
+
+
+def parse(arguments: Sequence[str]) -> AnyCommand:
     """Reads the command line.
 
     Raises:
