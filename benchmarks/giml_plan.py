@@ -37,8 +37,7 @@ class Scale:
         attack: over z and w.
         untrained: over w alone, from an untrained generator.
         convergence: smaller fractions of the attacks' steps.
-        watched: numbers of rounds after which a server learns, for the leakage over rounds.
-        watched_steps: outer steps of each of those.
+        watched_steps: outer steps after each round, for the leakage over rounds.
         equal: options with and without remembered latents that cost as many evaluations.
     """
 
@@ -53,7 +52,6 @@ class Scale:
     attack: str
     untrained: str
     convergence: tuple[float, ...]
-    watched: tuple[int, ...]
     watched_steps: int
     equal: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -80,8 +78,7 @@ SCALES = {
         attack="gi-z/w:restarts=4",
         untrained="gi-w:tv=0.01",
         convergence=(0.1, 0.2),
-        watched=(1, 2, 4),
-        watched_steps=600,
+        watched_steps=400,
         equal=_EQUAL,
     ),
     # The paper's: 4 rounds of 200 nodes, ResNet18, its own inner loop.
@@ -97,7 +94,6 @@ SCALES = {
         attack="gi-z/w",
         untrained="gi-w:tv=0.01",
         convergence=(0.1, 0.25, 0.5),
-        watched=(1, 2, 4),
         watched_steps=100,
         equal=_EQUAL,
     ),

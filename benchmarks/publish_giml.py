@@ -31,6 +31,9 @@ from benchmarks.giml_plan import (
     snapshot,
 )
 from benchmarks.results import ROOT, write_results
+from gradinv.cli import main as gradinv
+from gradinv.errors import GradinvError
+from gradinv.files import read_json
 from gradinv.priors.generator import load_card, load_generator
 
 Row = dict[str, Any]
@@ -101,25 +104,21 @@ def remembering(train: str, scale: Scale, runs: Path, updates: Path) -> dict[str
 
 
 def over_rounds(
-    options: argparse.Namespace, scale: Scale, runs: Path, updates: Path
+    options: argparse.Namespace, scale: Scale, runs: Path
 ) -> tuple[list[Row], dict[str, float]]:
     """Returns how well a server rebuilds test images that has watched so many rounds."""
-    rows: list[Row] = []
-    figures: dict[str, float] = {}
-    for watched in scale.watched:
-        words = ["--rounds-watched", str(watched), "--steps", str(scale.watched_steps)]
-        prior = learn(runs / f"watched-{watched}", str(updates), *words, *scale.learning)
-        found = attacked(
-            prior, runs / "audits" / f"watched-{watched}", scale, test=options.test,
-            attack=scale.attack, steps_scale=scale.steps_scale,
-        )  # fmt: skip
-        rows += [{"kind": "watched", "rounds": watched, **row} for row in found]
-        own = {"kind": "watched", "rounds": watched}
-        figures[f"psnr | rounds watched {watched}"] = mean(rows, "psnr", **own)
-        figures[f"psnr_z | rounds watched {watched}"] = mean(rows, "psnr_z", **own)
-        (row,) = quality_rows({0: load_generator(prior)}, options.train)
-        figures[f"kernel_distance | rounds watched {watched}"] = row["kernel_distance"]
-    return rows, figures
+    status = gradinv([
+        "watch", "--watched", options.train, "--data", options.test, "--model", scale.model,
+        "--defense", DEFENSE, "--attack", scale.attack, "--steps-scale", str(scale.steps_scale),
+        "--batches", str(scale.batches), "--clients", str(scale.clients),
+        "--rounds", str(scale.rounds), "--steps", str(scale.watched_steps),
+        "--out", str(runs / "watch"),
+    ])  # fmt: skip
+    if status != 0:
+        raise GradinvError(f"expected watch to end well, got status {status}; run it again")
+    rows = read_json(runs / "watch" / "watch.json")["rounds"]
+    figures = {f"psnr | rounds watched {row['rounds']}": row["psnr_mean"] for row in rows}
+    return [{"kind": "watched", **row} for row in rows], figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,11 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures[f"kernel_distance {name}"] = row["kernel_distance"]
     found, own = compare(options, scale, runs, learned)
     rows, figures = [*rows, *found], {**figures, **own}
-    updates = learned / "updates"
     if "remembering" in options.also:
-        figures |= remembering(options.train, scale, runs, updates)
+        figures |= remembering(options.train, scale, runs, learned / "updates")
     if "rounds" in options.also:
-        found, own = over_rounds(options, scale, runs, updates)
+        found, own = over_rounds(options, scale, runs)
         rows, figures = [*rows, *found], {**figures, **own}
     card = load_card(learned)
     path = write_results(
