@@ -38,6 +38,7 @@ class Scale:
         untrained: over w alone, from an untrained generator.
         convergence: smaller fractions of the attacks' steps.
         watched_steps: outer steps after each round, for the leakage over rounds.
+        watched_batches: of test images that are attacked after each round.
         equal: options with and without remembered latents that cost as many evaluations.
     """
 
@@ -53,6 +54,7 @@ class Scale:
     untrained: str
     convergence: tuple[float, ...]
     watched_steps: int
+    watched_batches: int
     equal: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -78,7 +80,8 @@ SCALES = {
         attack="gi-z/w:restarts=4",
         untrained="gi-w:tv=0.01",
         convergence=(0.1, 0.2),
-        watched_steps=400,
+        watched_steps=200,
+        watched_batches=4,
         equal=_EQUAL,
     ),
     # The paper's: 4 rounds of 200 nodes, ResNet18, its own inner loop.
@@ -95,6 +98,7 @@ SCALES = {
         untrained="gi-w:tv=0.01",
         convergence=(0.1, 0.25, 0.5),
         watched_steps=100,
+        watched_batches=8,
         equal=_EQUAL,
     ),
 }

@@ -110,7 +110,7 @@ def over_rounds(
     status = gradinv([
         "watch", "--watched", options.train, "--data", options.test, "--model", scale.model,
         "--defense", DEFENSE, "--attack", scale.attack, "--steps-scale", str(scale.steps_scale),
-        "--batches", str(scale.batches), "--clients", str(scale.clients),
+        "--batches", str(scale.watched_batches), "--clients", str(scale.clients),
         "--rounds", str(scale.rounds), "--steps", str(scale.watched_steps),
         "--out", str(runs / "watch"),
     ])  # fmt: skip
