@@ -77,9 +77,53 @@ def attack_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+_PRIORS = {
+    "untrained": "nothing: an untrained generator (`gi-w`)",
+    "wrong": "a prior of other data",
+    "learned": "**a prior learned from the updates**",
+    "ceiling": "a prior trained on the real data",
+}
+
+
+def prior_table(results: Results) -> str:
+    """Returns a row for each prior that a server may have, and for the outer steps of the learned.
+
+    Raises:
+        ConfigError: a figure is missing.
+    """
+
+    def figure(key: str) -> str:
+        if key not in results["figures"]:
+            raise ConfigError(
+                f"expected figure '{key}' in results/{results['name']}.json, got none; "
+                "measure it again"
+            )
+        return f"{results['figures'][key]:.2f}"
+
+    *earlier, last = results["settings"]["snapshots"]
+    distances = {"untrained": "| outer step 0", "learned": f"| outer step {last}"}
+    lines = [
+        "| prior | `gi-z`, PSNR (dB) | `gi-z/w`, PSNR (dB) | kernel distance of its samples |",
+        "|---|---:|---:|---:|",
+    ]
+    for step in earlier:
+        names = ("psnr_z learned", "psnr learned", "kernel_distance")
+        cells = [figure(f"{name} | outer step {step}") for name in names]
+        lines.append(f"| learned, outer step {step} | {' | '.join(cells)} |")
+    for name, words in _PRIORS.items():
+        cells = [
+            "" if name == "untrained" else figure(f"psnr_z {name}"),
+            figure(f"psnr {name}"),
+            figure(f"kernel_distance {distances.get(name, name)}"),
+        ]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 RENDERERS: dict[str, Callable[[Results], str]] = {
     "audit-convnet": attack_table,
     "audit-resnet18": attack_table,
+    "giml": prior_table,
 }
 
 

@@ -1,7 +1,10 @@
 """The commands that publish audits: how their arguments and figures are made."""
 
+from pathlib import Path
+
 import pytest
 
+from benchmarks.giml_plan import SCALES, mean, snapshot
 from benchmarks.publish import _specs
 from benchmarks.publish_standard import _named, _parts, figures_of
 from benchmarks.tune import best_settings
@@ -50,3 +53,25 @@ def test_the_best_setting_is_that_of_the_highest_mean():
     assert figures == {
         "gi-z none tv": 1e-3, "gi-z none lr": 1e-1, "gi-z none psnr_mean": 12.5,
     }  # fmt: skip
+
+
+def test_a_mean_is_over_the_rows_that_are_meant():
+    rows = [
+        {"prior": "learned", "outer_step": 5, "psnr": 10.0, "psnr_z": 8.0},
+        {"prior": "learned", "outer_step": 5, "psnr": 14.0},
+        {"prior": "learned", "outer_step": 9, "psnr": 20.0},
+        {"prior": "wrong", "outer_step": None, "psnr": 1.0},
+    ]
+    assert mean(rows, "psnr", prior="learned", outer_step=5) == 12.0
+    assert mean(rows, "psnr_z", prior="learned", outer_step=5) == 8.0
+    assert mean(rows, "psnr", outer_step=None) == 1.0
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_step_that_is_attacked_with_is_kept(name):
+    scale = SCALES[name]
+    every = min(scale.snapshots)
+    assert all(step % every == 0 and step <= scale.steps for step in scale.snapshots)
+    assert max(scale.snapshots) == scale.steps
+    assert all(part < scale.steps_scale for part in scale.convergence)
+    assert snapshot(Path("p"), every).name == f"{every:06d}"

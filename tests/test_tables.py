@@ -69,7 +69,9 @@ def test_the_tables_of_the_repository_are_what_the_results_say(path):
     assert tables.fill(text, where=path.name) == text, "run `make tables`"
 
 
-@pytest.mark.parametrize("name", tables.RENDERERS)
+@pytest.mark.parametrize(
+    "name", [name for name, renderer in tables.RENDERERS.items() if renderer is tables.attack_table]
+)
 def test_the_figures_of_the_repository_follow_from_its_rows(name):
     path = RESULTS / f"{name}.json"
     # Where nothing is measured, README says so, and the test above holds it to that.
@@ -78,6 +80,23 @@ def test_the_figures_of_the_repository_follow_from_its_rows(name):
         expected = image_figures(content["rows"], main=content["settings"]["main"])
         for key, value in expected.items():
             assert content["figures"][key] == pytest.approx(value), key
+
+
+def test_the_figures_of_what_was_learned_follow_from_its_rows():
+    content = json.loads((RESULTS / "giml.json").read_text("utf-8"))
+    settings, figures = content["settings"], content["figures"]
+    whole = {"kind": "attack", "steps_scale": settings["steps_scale"]}
+    steps = {"learned": settings["snapshots"][-1]}
+    for name in ("learned", "untrained", "wrong", "ceiling"):
+        own = {**whole, "prior": name, "outer_step": steps.get(name)}
+        rows = [row for row in content["rows"] if own.items() <= row.items()]
+        assert len(rows) == 4 * settings["batches"]
+        assert figures[f"psnr {name}"] == pytest.approx(
+            sum(row["psnr"] for row in rows) / len(rows)
+        )
+    for name in ("untrained", "wrong"):
+        gain = figures["psnr learned"] - figures[f"psnr {name}"]
+        assert figures[f"gain_db over {name}"] == pytest.approx(gain)
 
 
 def test_readme_has_every_table():
@@ -166,3 +185,26 @@ def test_the_command_rewrites_documents_and_reports_errors(folder, monkeypatch, 
     document.write_text("<!-- table:audit-convnet -->\n")
     assert tables.main() == 2
     assert "close it" in capsys.readouterr().err
+
+
+def test_the_table_of_priors(content):
+    content["name"] = "giml"
+    content["settings"] = {"snapshots": [500, 4000]}
+    content["figures"] = {
+        "psnr untrained": 10.0, "psnr wrong": 11.0, "psnr learned": 12.0, "psnr ceiling": 13.0,
+        "psnr_z wrong": 9.0, "psnr_z learned": 9.5, "psnr_z ceiling": 9.75,
+        "psnr_z learned | outer step 500": 8.0, "psnr learned | outer step 500": 11.5,
+        "kernel_distance wrong": 2.5, "kernel_distance ceiling": 0.5,
+        "kernel_distance | outer step 0": 30.0, "kernel_distance | outer step 500": 1.25,
+        "kernel_distance | outer step 4000": 0.75,
+    }  # fmt: skip
+    assert tables.prior_table(content).splitlines()[2:] == [
+        "| learned, outer step 500 | 8.00 | 11.50 | 1.25 |",
+        "| nothing: an untrained generator (`gi-w`) |  | 10.00 | 30.00 |",
+        "| a prior of other data | 9.00 | 11.00 | 2.50 |",
+        "| **a prior learned from the updates** | 9.50 | 12.00 | 0.75 |",
+        "| a prior trained on the real data | 9.75 | 13.00 | 0.50 |",
+    ]
+    del content["figures"]["psnr ceiling"]
+    with pytest.raises(ConfigError, match=r"expected figure 'psnr ceiling' in results/giml.json"):
+        tables.prior_table(content)

@@ -219,7 +219,7 @@ _WORKER: dict[str, Any] = {}
 
 def _start_worker(config: AuditConfig, folder: Path, stop: Any, beats: Any) -> None:
     """Runs once in every worker: one thread, deaf to Ctrl-C (the parent tells it to stop)."""
-    _ignore_signals()
+    ignore_signals()
     torch.set_num_threads(1)
     _WORKER.update(config=config, store=RunStore(folder), stop=stop, beats=beats)
     threading.Thread(target=_follow_parent, args=(stop,), daemon=True).start()
@@ -290,6 +290,7 @@ def _handler(handler: Any) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def _ignore_signals() -> None:
+def ignore_signals() -> None:
+    """Makes a worker deaf to Ctrl-C: its parent tells it to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The command line: ``gradinv audit|invert|observe|prior|report``.
+"""The command line: ``gradinv audit|invert|observe|prior|learn-prior|watch|report``.
 
 Heavy modules are imported by the command that needs them, so that ``gradinv --help`` answers at
 once. Exit status: 0 done, 2 wrong use or bad input (one line on standard error), 130 stopped by
@@ -14,13 +14,16 @@ from pathlib import Path
 
 from gradinv import __version__
 from gradinv.cli.options import (
+    AnyCommand,
     Audit,
     Invert,
+    LearnPrior,
     Observe,
     Prior,
     PriorShow,
     PriorTrain,
     Report,
+    Watch,
     parse,
 )
 from gradinv.cli.stopping import Stopped
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
-def _run(options: Audit | Invert | Observe | Prior | Report, arguments: Sequence[str]) -> None:
+def _run(options: AnyCommand, arguments: Sequence[str]) -> None:
     match options:
         case Audit():
             from gradinv.cli.audit import audit
@@ -87,6 +90,14 @@ def _run(options: Audit | Invert | Observe | Prior | Report, arguments: Sequence
             from gradinv.cli.prior import show
 
             show(command)
+        case LearnPrior():
+            from gradinv.cli.learn_prior import learn
+
+            learn(options, _shareable(arguments))
+        case Watch():
+            from gradinv.cli.watch import watch_rounds
+
+            watch_rounds(options)
         case Report():
             from gradinv.cli.audit import report_again
 

@@ -202,6 +202,117 @@ class Prior:
 
 
 @dataclass(frozen=True)
+class LearnPrior:
+    """Learn a prior from updates alone (GIML); the same command again continues.
+
+    The updates lie in a folder, with the weights that they were made with, or come from a
+    federation that is simulated first (--simulate). Writes the generator, its card, samples.png,
+    cost.svg and what is needed to continue.
+    """
+
+    out: Annotated[str, arg(metavar="PRIOR")]
+    """The prior's folder."""
+    updates: Annotated[Positional[str | None], _hint("those of --simulate", "UPDATES_DIR")] = None
+    """Folder of updates (gradinv observe) and of the weights that they were made with."""
+    simulate: Annotated[str | None, _hint("no simulation", "PATH")] = None
+    """Simulate a federation on these images first: a folder of class folders, or an IDX file."""
+    clients: int = 20
+    """Clients of the simulated federation, each with images of its own."""
+    rounds: int = 4
+    """Rounds; the network is trained by the clients' mean update after each of them."""
+    batch_size: int = 4
+    """Images behind one update of the simulated federation."""
+    server_lr: float = 0.1
+    """Step size of the simulated server on the mean update."""
+    defense: Annotated[str, arg(metavar="SPEC")] = "none"
+    """Defence of the simulated clients: none, noise:SIGMA, sparsify:FRACTION, clip:NORM."""
+    hide_labels: bool = False
+    """The simulated clients leave their labels out; the server reads them from the updates."""
+    model: Annotated[str | None, _hint("as the updates say; convnet to simulate", "NAME")] = None
+    """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
+    weights: Annotated[str | None, _hint("random, from --seed", "FILE")] = None
+    """Weights of the simulated network in the first round, safetensors."""
+    image_size: int = 32
+    """Side of the simulated clients' images in pixels."""
+    channels: Annotated[int | None, _hint("3 for a folder, 1 for IDX", "{1,3}")] = None
+    """Colour channels of the simulated clients' images."""
+    rounds_watched: Annotated[int | None, _hint("all", "N")] = None
+    """Learn from the updates of the first N rounds alone."""
+    start: Annotated[str | None, _hint("an untrained generator", "DIR")] = None
+    """The prior to start from: a folder, or the word embedded."""
+    base_channels: int = 48
+    """Width of the untrained generator."""
+    latent: int = 128
+    """Length of the untrained generator's latent vector z."""
+    steps: int = 2000
+    """Outer steps, over all sessions together."""
+    tasks: int = 8
+    """Updates that an outer step fits together."""
+    latent_steps: int = 0
+    """Steps on the latents alone, at each outer step."""
+    weight_steps: int = 2
+    """Steps on the weights that the tasks share, at each outer step."""
+    joint: bool = True
+    """Hold the latents still while the weights move."""
+    remember: bool = True
+    """Draw fresh latents at every visit to an update."""
+    keep_moments: bool = True
+    """Start the weights' Adam afresh at every outer step."""
+    lr_latents: float = 0.2
+    """Step size of Adam on the latents."""
+    lr_weights: float = 1e-3
+    """Step size of Adam on the weights."""
+    decay: bool = True
+    """Keep the step sizes as they are; they fall to a tenth over the last third otherwise."""
+    latent_norm: float = 1e-3
+    """Weight of the latents' norm."""
+    tv: float = 1e-3
+    """Weight of total variation."""
+    outer: Literal["reptile", "adam"] = "reptile"
+    """w + rate (w' - w), or Adam on that direction as the released code has it."""
+    rate: float = 1.0
+    """The rate of reptile."""
+    lr_outer: float = 1e-2
+    """Step size of --outer adam."""
+    paper: bool = False
+    """Take the paper's numbers: 4 tasks, 1,000 steps on fresh latents, 500 on the weights."""
+    snapshot_every: Annotated[int, _hint("none", "STEPS")] = 0
+    """Keep a prior of every so many outer steps in PRIOR/snapshots."""
+    workers: int = 1
+    """Processes that compute an outer step's updates side by side; results do not depend on it."""
+    seed: int = 0
+    """Decides batches, random weights, the order of the updates, and latents."""
+    device: Device = "auto"
+    """Where to compute; auto takes a CUDA device if there is one."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Audit what a server rebuilds the longer it watches: leakage over rounds.
+
+    After every round the server goes on learning a prior from all updates that it has seen, and
+    attacks updates of other clients with it. Writes watch.json, leakage.svg, and a prior and an
+    audit for every number of rounds. The same command with the same --out continues.
+    """
+
+    watched: Annotated[str, arg(metavar="PATH")]
+    """Images of the clients that are watched; those under --data are attacked."""
+    config: OmitArgPrefixes[AuditConfig]
+    clients: int = 20
+    """Clients that are watched, each with images of its own."""
+    rounds: int = 4
+    """Rounds that are watched."""
+    server_lr: float = 0.1
+    """Step size of the server on the clients' mean update."""
+    steps: int = 400
+    """Outer steps of learning after every round."""
+    base_channels: int = 48
+    """Width of the generator."""
+    latent: int = 128
+    """Length of the generator's latent vector z."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Write the HTML report of a finished audit again from its stored results."""
 
@@ -214,6 +325,8 @@ Command = (
     | Annotated[Invert, subcommand("invert")]
     | Annotated[Observe, subcommand("observe")]
     | Annotated[Prior, subcommand("prior")]
+    | Annotated[LearnPrior, subcommand("learn-prior")]
+    | Annotated[Watch, subcommand("watch")]
     | Annotated[Report, subcommand("report")]
 )
 
@@ -223,7 +336,11 @@ _DESCRIPTION = (
 )
 
 
-def parse(arguments: Sequence[str]) -> Audit | Invert | Observe | Prior | Report:
+AnyCommand = Audit | Invert | Observe | Prior | LearnPrior | Watch | Report
+"""What the command line can come to."""
+
+
+def parse(arguments: Sequence[str]) -> AnyCommand:
     """Reads the command line.
 
     Raises:

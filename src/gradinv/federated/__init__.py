@@ -9,6 +9,7 @@ from gradinv.federated.defenses import (
     format_defenses,
     parse_defense,
 )
+from gradinv.federated.federation import Federation, simulate
 from gradinv.federated.observation import Observation, check_fits, observe
 from gradinv.federated.protocol import FedAvg, FedSGD, Order, Protocol, Reveal
 
@@ -17,6 +18,7 @@ __all__ = [
     "Defense",
     "FedAvg",
     "FedSGD",
+    "Federation",
     "Noise",
     "Observation",
     "Order",
@@ -30,4 +32,5 @@ __all__ = [
     "loss_gradient",
     "observe",
     "parse_defense",
+    "simulate",
 ]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gradinv.priors import dcgan as dcgan  # registers the architecture
+from gradinv.priors import whitened as whitened  # and so does this
 from gradinv.priors.generator import Generator, load_generator
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "fashion_mnist_prior"

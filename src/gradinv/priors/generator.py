@@ -6,7 +6,7 @@ A prior is a folder with ``model.safetensors`` (weights), ``config.json`` (archi
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -86,12 +86,13 @@ class Generator(nn.Module):
 
 
 ARCHITECTURES: dict[str, type[Generator]] = {}
+_Class = TypeVar("_Class", bound=type[Generator])
 
 
-def register(name: str) -> Callable[[type[Generator]], type[Generator]]:
+def register(name: str) -> Callable[[_Class], _Class]:
     """Makes a generator class loadable from a prior's folder under ``name``."""
 
-    def add(cls: type[Generator]) -> type[Generator]:
+    def add(cls: _Class) -> _Class:
         ARCHITECTURES[name] = cls
         return cls
 

@@ -56,12 +56,13 @@ def render_report(audit: dict[str, Any], cells: Mapping[str, CellPictures]) -> s
         StorageError: ``audit`` is not the content of an audit.json.
     """
     check_audit(audit)
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return words.clean(template.render(page=page_view(audit, cells)))
 
 
 @lru_cache(maxsize=1)
-def _environment() -> "Environment":
+def environment() -> "Environment":
+    """Returns the templates, in which every string is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -1,0 +1,155 @@
+"""Leakage over rounds: how much better a server rebuilds images the longer it watches.
+
+Before the first round the server has an untrained generator. After each round it goes on learning
+from all updates that it has seen so far, and what it has learned then attacks updates of other
+clients. These are made with the network of the first round throughout, so that nothing but the
+prior differs between two rounds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradinv.attacks import preset
+from gradinv.audit.plan import AuditConfig
+from gradinv.audit.protocol import protocol_of, reveal_of
+from gradinv.audit.runner import Monitor, one_thread, run_audit
+from gradinv.audit.setup import load_model, model_info, resolve_device
+from gradinv.data import load_images
+from gradinv.errors import ConfigError
+from gradinv.federated import Federation, parse_defense, simulate
+from gradinv.files import ensure_writable_folder, write_json
+from gradinv.metalearning import LearningConfig, LearningProgress, learn_prior, open_tasks
+from gradinv.priors import Generator, load_generator
+from gradinv.priors.generator import save_generator
+
+UPDATES = "updates"
+RECORD = "watch.json"
+_KEPT = ("attack", "n", "psnr_mean", "psnr_ci95", "psnr_best", "ssim_mean", "identified", "seconds")
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is watched, and how the server learns from it.
+
+    Attributes:
+        images: path of the images of the clients that are watched; those that are attacked are the
+            audit's own data.
+        federation: the clients and rounds that are watched.
+        learning: its outer steps are taken after every round.
+    """
+
+    images: str
+    federation: Federation
+    learning: LearningConfig
+
+
+def watch(
+    config: AuditConfig,
+    watcher: Watcher,
+    start: Callable[[tuple[int, int, int]], Generator],
+    folder: Path,
+    *,
+    monitor: Callable[[int], Monitor] | None = None,
+    callback: Callable[[int, LearningProgress], None] | None = None,
+) -> dict[str, Any]:
+    """Audits with what a server has learned after each round, and writes ``watch.json``.
+
+    ``folder`` gets the updates, and ``round-R/prior`` and ``round-R/audit`` for R rounds watched; a
+    call that was stopped continues there.
+
+    Args:
+        config: the audit; its one defence is also that of the clients that are watched.
+        watcher: who is watched.
+        start: makes the generator that the server begins with, from the shape of the images.
+        folder: where everything goes.
+        monitor: makes what hears about the audit after so many rounds.
+        callback: hears about every outer step of the learning after so many rounds.
+
+    Returns:
+        The content of ``watch.json``: under ``rounds`` one row for each number of rounds watched
+        and each attack, with the number of updates seen and the values of the audit's summary.
+
+    Raises:
+        ConfigError: no attack that uses a prior, or not exactly one defence.
+        GradinvError: as an audit and a learning raise them.
+    """
+    attacks = tuple(name for name in config.attack if preset(name).uses_prior)
+    if not attacks:
+        raise ConfigError(
+            f"expected an attack that uses a prior, got {', '.join(config.attack)}; "
+            "watch with --attack gi-z/w"
+        )
+    if len(config.defense) != 1:
+        raise ConfigError(
+            f"expected one defence, got {', '.join(config.defense)}; watch one at a time"
+        )
+    folder = ensure_writable_folder(Path(folder))
+    images = load_images(
+        Path(watcher.images), image_size=config.image_size, channels=config.channels
+    )
+    device = resolve_device(config.device)
+    model = load_model(
+        config.model,
+        num_classes=images.num_classes,
+        image_shape=images.image_shape,
+        seed=config.seed,
+        weights=config.weights,
+        mode=config.mode,
+        device=device,
+    )
+    with one_thread():
+        simulate(
+            model,
+            images,
+            watcher.federation,
+            folder / UPDATES,
+            protocol=protocol_of(config),
+            defenses=parse_defense(config.defense[0]),
+            reveal=reveal_of(config),
+            model_info=model_info(config),
+        )
+    prior = folder / "round-0" / "prior"
+    save_generator(start(images.image_shape), prior, {"state": "start", "updates": 0})
+    rows: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {}
+    for rounds in range(watcher.federation.rounds + 1):
+        if rounds:
+            prior = _learn(prior, folder, rounds, watcher.learning, device, callback)
+        audit = run_audit(
+            replace(config, attack=attacks, prior=str(prior)),
+            prior.parent / "audit",
+            monitor=None if monitor is None else monitor(rounds),
+        )
+        own = {"rounds": rounds, "updates": rounds * watcher.federation.clients}
+        rows += [{**own, **{name: row[name] for name in _KEPT}} for row in audit["summary"]]
+        settings = audit["config"]
+    watched = {"schema": 1, "config": settings, "rounds": rows}
+    write_json(folder / RECORD, watched)
+    return watched
+
+
+def _learn(
+    before: Path,
+    folder: Path,
+    rounds: int,
+    learning: LearningConfig,
+    device: torch.device,
+    callback: Callable[[int, LearningProgress], None] | None,
+) -> Path:
+    """Returns the folder of the prior after so many rounds, learned from the one before."""
+    out = folder / f"round-{rounds}" / "prior"
+    with one_thread():
+        learn_prior(
+            open_tasks(folder / UPDATES, rounds=rounds),
+            load_generator(before),
+            out=out,
+            config=learning,
+            device=device,
+            start_name=f"after {rounds - 1} rounds",
+            callback=None if callback is None else lambda progress: callback(rounds, progress),
+        )
+    return out

@@ -1,0 +1,254 @@
+"""``gradinv learn-prior``: a prior from updates alone."""
+
+import dataclasses
+import multiprocessing
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from gradinv.audit.runner import ignore_signals, interruption, one_thread
+from gradinv.audit.setup import load_model, load_prior, resolve_device
+from gradinv.cli.options import LearnPrior
+from gradinv.cli.progress import LINE_SECONDS, left_words
+from gradinv.cli.stopping import Stopped
+from gradinv.cli.text import print_line
+from gradinv.data import load_images
+from gradinv.errors import ConfigError
+from gradinv.federated import Federation, Reveal, parse_defense, simulate
+from gradinv.files import ensure_writable_folder, read_json
+from gradinv.metalearning import (
+    PAPER,
+    LearningConfig,
+    LearningProgress,
+    learn_prior,
+    open_tasks,
+)
+from gradinv.metalearning.costs import Executor
+from gradinv.metalearning.learning import LOG
+from gradinv.priors import Generator
+from gradinv.priors.dcgan import DCGAN
+from gradinv.report.curve import write_curve
+
+UPDATES = "updates"
+_CURVE_SECONDS = 60.0
+
+
+class LearningDisplay:
+    """Shows how far a learning is.
+
+    Args:
+        console: where to.
+        what: what it is called.
+    """
+
+    def __init__(self, console: Console, what: str = "learning") -> None:
+        self.console = console
+        self.what = what
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bars.add_task("learning", total=1.0, detail="")
+        # The first line comes at once, so that a log shows the pace from the start.
+        self.printed = -LINE_SECONDS
+
+    def simulated(self, done: int, total: int) -> None:
+        """Shows how far the simulated federation is."""
+        detail = f"update {done} of {total}"
+        self.bars.update(self.task, description="federation", completed=done / total, detail=detail)
+        if done == total:
+            self.say(f"federation simulated: {total} updates")
+
+    def show(self, progress: LearningProgress) -> None:
+        """Shows how far the learning is."""
+        fraction = progress.step / progress.steps
+        detail = (
+            f"step {progress.step} of {progress.steps}, cost {progress.cost:.4g}, "
+            f"{left_words(progress.left)}"
+        )
+        self.bars.update(self.task, description=self.what, completed=fraction, detail=detail)
+        if not self.console.is_terminal and progress.seconds - self.printed >= LINE_SECONDS:
+            self.printed = progress.seconds
+            self.say(f"{self.what} {fraction:.0%}, {detail}")
+
+    def say(self, line: str) -> None:
+        """Prints one line to standard error."""
+        print_line(self.console, f"gradinv: {line}")
+
+
+class _Curve:
+    """Draws the cost over the outer steps beside the prior, now and then."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.drawn = time.monotonic()
+
+    def show(self) -> None:
+        """Draws it if the last time was long ago."""
+        if time.monotonic() - self.drawn >= _CURVE_SECONDS:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draws what the log holds."""
+        self.drawn = time.monotonic()
+        if (self.out / LOG).is_file():
+            write_curve(
+                self.out / "cost.svg",
+                [(entry["step"], entry["cost"]) for entry in read_json(self.out / LOG)],
+                title="Matching cost of the updates of each outer step",
+                across="outer step",
+                up="cost",
+                logarithmic=True,
+            )
+
+
+def learn(options: LearnPrior, command: str) -> None:
+    """Learns a prior, or continues to.
+
+    Args:
+        options: the command line's.
+        command: for the card.
+
+    Raises:
+        Stopped: by Ctrl-C; the folder holds a checkpoint.
+        GradinvError: wrong settings, no updates, other ones in the folder, a full disk.
+    """
+    if (options.updates is None) == (options.simulate is None):
+        given = "both" if options.simulate else "neither"
+        raise ConfigError(
+            f"expected a folder of updates or --simulate IMAGES, got {given}; give one of them"
+        )
+    for name in ("base_channels", "latent", "workers", "rounds_watched"):
+        got = getattr(options, name)
+        if got is not None and got < 1:
+            raise ConfigError(
+                f"expected --{name.replace('_', '-')} of at least 1, got {got}; raise it"
+            )
+    config = config_of(options)
+    device = resolve_device(options.device)
+    out = ensure_writable_folder(Path(options.out))
+    display = LearningDisplay(Console(stderr=True))
+    with one_thread(), display.bars, interruption() as interrupted:
+        if options.simulate is not None:
+            _simulate(options, out / UPDATES, device, display)
+        folder = out / UPDATES if options.updates is None else Path(options.updates)
+        start = load_prior(options.start, device=torch.device("cpu"), embedded=False)
+        shape = None if start is None else start.image_shape
+        tasks = open_tasks(
+            folder, model=options.model, image_shape=shape, rounds=options.rounds_watched
+        )
+        for sentence in tasks.broken:
+            display.say(f"left out: {sentence}")
+        display.say(
+            f"{len(tasks.tasks)} updates of {tasks.images} images, made with "
+            f"{len(tasks.networks)} networks"
+        )
+
+        curve = _Curve(out)
+
+        def callback(progress: LearningProgress) -> None:
+            display.show(progress)
+            curve.show()
+            if interrupted():
+                raise Stopped("--out", options.out)
+
+        with _executor(options.workers) as executor:
+            learn_prior(
+                tasks,
+                start
+                or untrained(
+                    tasks.image_shape, options.base_channels, options.latent, seed=options.seed
+                ),
+                out=out,
+                config=config,
+                device=device,
+                executor=executor,
+                start_name=options.start or "untrained",
+                command=command,
+                snapshot_every=options.snapshot_every,
+                callback=callback,
+            )
+        curve.draw()
+    print_line(Console(), f"{out}, samples in {out / 'samples.png'}")
+
+
+def config_of(options: LearnPrior) -> LearningConfig:
+    """Returns how to learn, the paper's numbers in place of ours where they are asked for."""
+    names = {field.name for field in dataclasses.fields(LearningConfig)}
+    given = {name: getattr(options, name) for name in names}
+    if not options.paper:
+        return LearningConfig(**given)
+    return LearningConfig(**{**given, **PAPER})
+
+
+def _simulate(
+    options: LearnPrior, folder: Path, device: torch.device, display: LearningDisplay
+) -> None:
+    assert options.simulate is not None
+    images = load_images(
+        Path(options.simulate), image_size=options.image_size, channels=options.channels
+    )
+    spec = options.model or "convnet"
+    model = load_model(
+        spec,
+        num_classes=images.num_classes,
+        image_shape=images.image_shape,
+        seed=options.seed,
+        weights=options.weights,
+        mode="eval",
+        device=device,
+    )
+    simulate(
+        model,
+        images,
+        Federation(
+            clients=options.clients,
+            rounds=options.rounds,
+            batch_size=options.batch_size,
+            lr=options.server_lr,
+            seed=options.seed,
+        ),
+        folder,
+        defenses=parse_defense(options.defense),
+        reveal=Reveal(labels=not options.hide_labels),
+        model_info={"spec": spec, "seed": str(options.seed), "mode": "eval"},
+        callback=display.simulated,
+    )
+
+
+def untrained(
+    image_shape: tuple[int, int, int], base_channels: int, latent: int, *, seed: int
+) -> Generator:
+    """Returns a generator with random weights, in eval mode."""
+    channels, _, image_size = image_shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = DCGAN(
+            image_size=image_size,
+            channels=channels,
+            base_channels=base_channels,
+            latent_dim=latent,
+        )
+    return generator.eval()
+
+
+@contextmanager
+def _executor(workers: int) -> Iterator[Executor | None]:
+    """Gives a pool of processes, deaf to Ctrl-C; none for one worker."""
+    if workers == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=ignore_signals) as pool:
+        yield pool

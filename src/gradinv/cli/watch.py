@@ -1,0 +1,92 @@
+"""``gradinv watch``: leakage over the rounds that a server watches."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gradinv.audit.runner import AuditStopped, interruption
+from gradinv.audit.watching import RECORD, Watcher, watch
+from gradinv.cli.learn_prior import LearningDisplay, untrained
+from gradinv.cli.options import Watch
+from gradinv.cli.progress import AuditProgress
+from gradinv.cli.stopping import Stopped, run_folder
+from gradinv.cli.text import print_line, report_console
+from gradinv.federated import Federation
+from gradinv.metalearning import LearningConfig, LearningProgress
+from gradinv.report.curve import write_curve
+from gradinv.report.words import interval, number, percent
+
+
+def watch_rounds(options: Watch) -> None:
+    """Learns after every round, audits with what was learned, and prints how leakage grows.
+
+    Raises:
+        Stopped: by Ctrl-C; the folder holds what is needed to continue.
+        GradinvError: wrong settings or inputs, another run in the folder, a full disk.
+    """
+    config = options.config
+    folder = run_folder(config.out)
+    console = Console(stderr=True)
+    watcher = Watcher(
+        options.watched,
+        Federation(
+            clients=options.clients,
+            rounds=options.rounds,
+            batch_size=config.batch_size,
+            lr=options.server_lr,
+            seed=config.seed,
+        ),
+        LearningConfig(steps=options.steps, seed=config.seed),
+    )
+    displays: dict[int, LearningDisplay] = {}
+    with interruption() as interrupted:
+
+        def callback(rounds: int, progress: LearningProgress) -> None:
+            if rounds not in displays:
+                displays[rounds] = LearningDisplay(console, f"after round {rounds}: learning")
+            displays[rounds].show(progress)
+            if interrupted():
+                raise Stopped("--out", str(folder))
+
+        try:
+            found = watch(
+                config,
+                watcher,
+                lambda shape: untrained(
+                    shape, options.base_channels, options.latent, seed=config.seed
+                ),
+                folder,
+                monitor=lambda _: AuditProgress(console),
+                callback=callback,
+            )
+        except AuditStopped as stopped:
+            raise Stopped("--out", str(folder)) from stopped
+    out = report_console()
+    out.print(_table(found["rounds"]))
+    first = found["rounds"][0]["attack"]
+    write_curve(
+        folder / "leakage.svg",
+        [(row["rounds"], row["psnr_mean"]) for row in found["rounds"] if row["attack"] == first],
+        title=f"What {first} rebuilds the longer the server watches",
+        across="rounds watched",
+        up="mean PSNR (dB)",
+    )
+    print_line(out, f"{folder / RECORD} and {folder / 'leakage.svg'}")
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in ("rounds watched", "updates", "attack", "PSNR dB", "95 % CI", "identified"):
+        table.add_column(heading, justify="left" if heading == "attack" else "right")
+    for row in rows:
+        table.add_row(
+            str(row["rounds"]),
+            str(row["updates"]),
+            Text(row["attack"]),
+            number(row["psnr_mean"]),
+            interval(row["psnr_ci95"]),
+            percent(row["identified"]),
+        )
+    return table

@@ -1,0 +1,147 @@
+"""The matching cost of many tasks side by side, behind one small interface.
+
+A learner hands in images and gets cost and dc/dx back; where that is computed is no business of
+its own. :class:`LocalCosts` computes one task after the other in this process;
+:class:`PooledCosts` hands them to any executor of the standard library's interface.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from gradinv.attacks.engine import Engine, Evaluated, engine_for
+from gradinv.attacks.objectives import Cosine, TotalVariation
+from gradinv.metalearning.tasks import TaskSet
+
+# Engines are kept for the next visit as long as their tensors are estimated to fit in this many
+# bytes; making one costs about as much as two steps.
+_MEMORY = 2 * 1024**3
+# Tensors of the size of an update that an engine keeps: target, mask and the weights.
+_COPIES = 3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the cost of a task consists of, beside its update.
+
+    Attributes:
+        tasks: the updates.
+        tv: weight of total variation.
+        device: where to compute.
+    """
+
+    tasks: TaskSet
+    tv: float
+    device: str = "cpu"
+
+    @property
+    def key(self) -> tuple[str, float, str]:
+        """Tells one problem from another, for what a process keeps."""
+        return self.tasks.digest, self.tv, self.device
+
+
+@runtime_checkable
+class TaskCosts(Protocol):
+    """Cost and dc/dx of some tasks at trial images."""
+
+    def evaluate(self, tasks: Sequence[int], images: Sequence[Tensor]) -> list[Evaluated]:
+        """Returns cost, matching cost and dc/dx of each task.
+
+        Args:
+            tasks: their numbers in the set.
+            images: (batch, channel, height, width) of each; the batch is the task's own.
+        """
+        ...
+
+
+class LocalCosts:
+    """Computes one task after the other in this process.
+
+    Args:
+        problem: the tasks and the terms of their cost.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._networks: dict[int, nn.Module] = {}
+        self._engines: OrderedDict[int, Engine] = OrderedDict()
+
+    def evaluate(self, tasks: Sequence[int], images: Sequence[Tensor]) -> list[Evaluated]:
+        """Returns cost, matching cost and dc/dx of each task."""
+        return [
+            self.engine(task).evaluate(trial[None])
+            for task, trial in zip(tasks, images, strict=True)
+        ]
+
+    def engine(self, number: int) -> Engine:
+        """Returns a task's engine; those not used for the longest time are forgotten."""
+        if number in self._engines:
+            self._engines.move_to_end(number)
+            return self._engines[number]
+        task = self.problem.tasks.tasks[number]
+        model = self._network(task.network)
+        observation = task.observation(model).to(self.problem.device)
+        engine = engine_for(
+            model,
+            observation,
+            distance=Cosine(),
+            regularizers=(TotalVariation(self.problem.tv),),
+        )
+        size = sum(value.nbytes for value in observation.gradient.values())
+        while self._engines and (len(self._engines) + 1) * _COPIES * size > _MEMORY:
+            self._engines.popitem(last=False)
+        self._engines[number] = engine
+        return engine
+
+    def _network(self, number: int) -> nn.Module:
+        if number not in self._networks:
+            network = self.problem.tasks.networks[number].build()
+            self._networks[number] = network.to(self.problem.device)
+        return self._networks[number]
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """What is needed of a pool of processes; ``concurrent.futures.Executor`` has it."""
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any]) -> Iterable[Any]:
+        """Returns the function's values at the iterables' elements, in their order."""
+        ...
+
+
+class PooledCosts:
+    """Hands each task to an executor; a process that it runs in keeps what it needs.
+
+    Args:
+        problem: the tasks and the terms of their cost.
+        executor: starts and ends with whoever made it.
+    """
+
+    def __init__(self, problem: Problem, executor: Executor) -> None:
+        self.problem = problem
+        self.executor = executor
+
+    def evaluate(self, tasks: Sequence[int], images: Sequence[Tensor]) -> list[Evaluated]:
+        """Returns cost, matching cost and dc/dx of each task."""
+        problems = [self.problem] * len(tasks)
+        trials = [trial.detach().cpu() for trial in images]
+        return list(self.executor.map(evaluate_task, problems, tasks, trials))
+
+
+_KEPT: dict[tuple[str, float, str], LocalCosts] = {}
+
+
+def evaluate_task(problem: Problem, task: int, images: Tensor) -> Evaluated:
+    """Computes one task's cost in whatever process this is, with one thread."""
+    torch.set_num_threads(1)
+    if problem.key not in _KEPT:
+        _KEPT.clear()
+        _KEPT[problem.key] = LocalCosts(problem)
+    (evaluated,) = _KEPT[problem.key].evaluate([task], [images.to(problem.device)])
+    return Evaluated(
+        evaluated.cost.cpu(), evaluated.matching.cpu(), evaluated.gradient.detach().cpu()
+    )

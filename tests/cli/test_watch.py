@@ -1,0 +1,77 @@
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+
+from gradinv.cli import learn_prior, main
+from gradinv.files import read_json
+from gradinv.metalearning import open_tasks
+from gradinv.priors import load_generator
+
+WATCH = shlex.split(
+    "watch --watched images --data images --channels 1 --model tiny_net:make --batch-size 2 "
+    "--batches 1 --attack gi-z --attack gi-x --defense none --steps-scale 0.01 --restarts 1 "
+    "--workers 1 --device cpu --clients 2 --rounds 2 --steps 2 --base-channels 4 --latent 6 "
+    "--out w"
+)
+
+
+def test_leakage_is_audited_after_every_round(capsys):
+    assert main(WATCH) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == "w/watch.json and w/leakage.svg"
+    assert "gradinv: after round 2: learning 50%, step 1 of 2" in captured.err
+    rows = read_json(Path("w/watch.json"))["rounds"]
+    # gi-x has no prior, so that watching changes nothing for it.
+    assert [(row["rounds"], row["updates"], row["attack"]) for row in rows] == [
+        (0, 0, "gi-z"), (1, 2, "gi-z"), (2, 4, "gi-z"),
+    ]  # fmt: skip
+    assert [row["psnr_mean"] for row in rows] == [
+        read_json(Path(f"w/round-{n}/audit/audit.json"))["summary"][0]["psnr_mean"]
+        for n in range(3)
+    ]
+    assert "<circle" in Path("w/leakage.svg").read_text()
+
+
+def test_the_server_goes_on_from_what_it_knew_with_all_that_it_saw():
+    assert main(WATCH) == 0
+    for rounds in (1, 2):
+        card = read_json(Path(f"w/round-{rounds}/prior/card.json"))
+        assert card["start"] == f"after {rounds - 1} rounds"
+        assert card["updates"]["digest"] == open_tasks(Path("w/updates"), rounds=rounds).digest
+    images = [read_json(Path(f"w/round-{n}/audit/config.json"))["inputs"] for n in range(3)]
+    assert images[0]["images"] == images[1]["images"] == images[2]["images"]
+    assert images[0]["model"] == images[2]["model"]
+    assert images[0]["prior"] != images[1]["prior"] != images[2]["prior"]
+    assert load_generator(Path("w/round-0/prior")).image_shape == (1, 32, 32)
+
+
+def test_ctrl_c_while_it_learns_and_the_same_command_again(capsys, monkeypatch):
+    original = learn_prior.LearningDisplay.show
+
+    def press_once(self, progress):
+        if (self.what, progress.step) == ("after round 2: learning", 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, progress)
+
+    monkeypatch.setattr(learn_prior.LearningDisplay, "show", press_once)
+    assert main(WATCH) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"gradinv: stopped; to continue: gradinv {shlex.join(WATCH)}"
+    assert main(WATCH) == 0
+    assert len(read_json(Path("w/watch.json"))["rounds"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("--attack gi-z --attack gi-x", "--attack gi-x"), "that uses a prior, got gi-x; watch"),
+        (("--defense none", "--defense none --defense noise:1"), "one defence, got none, noise:1"),
+    ],
+)
+def test_what_cannot_be_watched(change, said, capsys):
+    words = shlex.join(WATCH).replace(*change)
+    assert main(shlex.split(words)) == 2
+    assert said in capsys.readouterr().err
