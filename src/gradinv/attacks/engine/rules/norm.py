@@ -114,14 +114,17 @@ class BatchNorm(Op):
     def tangent_forward(self, run: Run, saved: Saved, *tangents: Tensor | None) -> Tensor | None:
         """Returns R{y} = gamma R{xhat} + V_gamma xhat + V_beta."""
         v_gamma, v_beta = _stack(run.direction(self.weight)), _stack(run.direction(self.bias))
-        saved.r_x = None if tangents[0] is None else _apart(tangents[0], run)
-        if saved.r_x is None and v_gamma is None and v_beta is None:
+        r_x = None if tangents[0] is None else _apart(tangents[0], run)
+        if r_x is None and v_gamma is None and v_beta is None:
+            saved.r_x = None
             return None
+        # In eval mode the way back does without it.
+        saved.r_x = r_x if self.training else None
         constant = torch.zeros_like(saved.p) if v_beta is None else v_beta
-        terms: list[Term] = [] if saved.r_x is None else [(saved.p, saved.r_x)]
+        terms: list[Term] = [] if r_x is None else [(saved.p, r_x)]
         on_xhat = v_gamma
-        if saved.r_x is not None and self.training:
-            saved.r_mean, saved.q = self._products(saved, saved.r_x)
+        if r_x is not None and self.training:
+            saved.r_mean, saved.q = self._products(saved, r_x)
             constant = constant - saved.p * saved.r_mean
             on_xhat = _plus(on_xhat, -saved.p * saved.q)
         if on_xhat is not None:

@@ -133,6 +133,8 @@ class Weighted(Op):
                 _add_forward(
                     products, part(y, index, restarts), part(saved.a, index, restarts), own, run
                 )
+        # The way back needs none of these, and activations are most of what a step holds.
+        saved.a = saved.star = saved.rows = saved.inner_gram = None
         if v_bias is None:
             return y
         if y is None:
