@@ -1,6 +1,5 @@
 """What the engine is timed on: clients, updates and points of the search."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,9 +72,9 @@ class Case:
             generator=source,
         )
 
-    def images(self) -> Tensor:
-        """Returns the point at which the step is taken."""
-        source = torch.Generator().manual_seed(2)
+    def images(self, point: int = 0) -> Tensor:
+        """Returns a point at which the step is taken."""
+        source = torch.Generator().manual_seed(2 + 1000 * point)
         return torch.rand((self.restarts, self.batch, 3, self.size, self.size), generator=source)
 
 
@@ -128,21 +127,28 @@ class Step:
             way=way.split(",", maxsplit=1)[0],
             tangent_dtype=torch.bfloat16 if "bf16" in way else None,
         )
+        self._case = case
         self._latents: Tensor | None = None
-        self._generator: Callable[[Tensor], Tensor] | None = None
+        self._prior: DCGAN | None = None
         if case.generator:
             with torch.random.fork_rng():
                 torch.manual_seed(3)
                 prior = DCGAN(image_size=case.size, channels=3)
-            self._generator = prior.eval().requires_grad_(False).to(device, dtype)
-            source = torch.Generator().manual_seed(4)
-            self._latents = prior.sample_latents(case.batch, source).to(device, dtype)
+            self._prior = prior.eval().requires_grad_(False).to(device, dtype)
+        self.move_to(0)
+
+    def move_to(self, point: int) -> None:
+        """Takes the next steps at another point of the search."""
+        self.images = self._case.images(point).to(self.images)
+        if self._prior is not None:
+            source = torch.Generator().manual_seed(4 + 1000 * point)
+            self._latents = self._prior.sample_latents(self._case.batch, source).to(self.images)
 
     def __call__(self) -> Tensor:
         """Returns the gradient with respect to what is searched."""
-        if self._generator is None or self._latents is None:
+        if self._prior is None or self._latents is None:
             return self.engine.evaluate(self.images).gradient
         z = self._latents.requires_grad_()
-        images = self._generator(z)
+        images = self._prior(z)
         directions = self.engine.evaluate(images[None]).gradient[0]
         return torch.autograd.grad(images, z, directions)[0]

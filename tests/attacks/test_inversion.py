@@ -17,6 +17,7 @@ from gradinv.attacks import (
 from gradinv.attacks.engine import ExactROperator, PlainDoubleBackward, engine_for
 from gradinv.attacks.presets import PRESETS
 from gradinv.attacks.schedules import StepDecay
+from gradinv.attacks.search import Search
 from gradinv.attacks.spaces import OfGenerator, Pixels
 from gradinv.errors import AttackError, ConfigError, ModelError, ObservationError, PriorError
 from gradinv.priors.generator import Adapted
@@ -350,3 +351,24 @@ def test_the_sign_step_moves_every_pixel_alike(victim, observation):
     step = (moved.images - (0.5 + 0.25 * start[0]).clamp(0, 1)).abs()
     inside = (moved.images > 0.05) & (moved.images < 0.95)
     assert step[inside].allclose(torch.tensor(0.1 * 0.25), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [
+        ("plain", "plain"),
+        ("exact", "exact"),
+        ("frozen-pattern", "frozen-pattern"),
+        ("bf16", "exact"),
+    ],
+)
+def test_an_attack_says_how_its_gradient_is_computed(way, kind, victim, observation):
+    attack = replace(short("gi-x"), way=way)
+    search = Search(observation, victim, attack, prior=None, seed=0, seconds=None)
+    (engine,) = search.engines
+    assert engine.way == kind
+    assert isinstance(engine, ExactROperator) is (kind == "exact")
+    if isinstance(engine, ExactROperator):
+        assert (engine.low is not None) is (way == "bf16")
+    found = invert(observation, victim, attack)
+    assert found.outcome is Outcome.COMPLETED

@@ -154,8 +154,11 @@ def test_updates_of_several_local_steps_are_simulated_unless_told_otherwise():
     attack = preset("gi-x:tv=0.5:fedavg=approximate")
     assert attack.fedavg == "approximate"
     assert attack.stages[0].regularizers == (TotalVariation(0.5),)
+    assert preset("gi-x:way=frozen-pattern").way == "frozen-pattern"
+    with pytest.raises(ConfigError, match=r"got 'way=frozen'; did you mean 'frozen-pattern'"):
+        preset("gi-x:way=frozen")
     assert preset("gi-z:fedavg=simulate") == PRESETS["gi-z"]
     with pytest.raises(ConfigError, match=r"expected fedavg=simulate or .*, got 'fedavg=exact'"):
         preset("gi-x:fedavg=exact")
-    with pytest.raises(ConfigError, match="write gi-x:fedavg=approximate"):
+    with pytest.raises(ConfigError, match="choose one of simulate, approximate"):
         preset("gi-x:fedavg")

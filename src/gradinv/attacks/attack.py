@@ -28,6 +28,9 @@ FEATURE_STEP = 0.4
 LocalTraining = Literal["simulate", "approximate"]
 """How an update of FedAvg is explained: by training on the trial images, or as one gradient."""
 
+Way = Literal["auto", "exact", "frozen-pattern", "bf16", "plain"]
+"""How dc/dx is computed."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -100,6 +103,9 @@ class Attack:
         fedavg: for updates of several local steps: "simulate" them and differentiate through all
             of them, or "approximate" the update by one gradient at the weights that were sent out.
             Nothing depends on it where the client made a single step.
+        way: how dc/dx is computed (:func:`gradinv.attacks.engine.engine_for`): "auto" is exact;
+            "frozen-pattern" and "bf16" (the exact way with tangents of that type) are faster
+            approximations within about one percent; "plain" is double backward.
         reference: where the method comes from.
     """
 
@@ -111,6 +117,7 @@ class Attack:
     averaged: float | None = None
     tensors: int | None = None
     fedavg: LocalTraining = "simulate"
+    way: Way = "auto"
     reference: str = ""
 
     @property

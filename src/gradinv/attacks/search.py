@@ -71,6 +71,8 @@ class Search:
                 regularizers=stage.regularizers,
                 target=target,
                 soft_labels=stage.space.soft_labels,
+                way="exact" if attack.way == "bf16" else attack.way,
+                tangent_dtype=torch.bfloat16 if attack.way == "bf16" else None,
             )
             if peeled is None
             else SystemEngine(peeled, (self.scene.mean, self.scene.std), stage.regularizers)
