@@ -93,12 +93,13 @@ def samples(train: str, scale: Scale, learned: Path) -> tuple[list[Row], dict[st
 
 
 def remembering(train: str, scale: Scale, runs: Path, updates: Path) -> dict[str, float]:
-    """Returns cost and kernel distance with and without remembered latents, at equal work."""
+    """Returns cost and quality with and without remembered latents, at equal work."""
     figures: dict[str, float] = {}
     for name, words in scale.equal.items():
         prior = learn(runs / name, str(updates), "--rounds-watched", "1", *words)
         (row,) = quality_rows({0: load_generator(prior)}, train)
         figures[f"kernel_distance {name} latents"] = row["kernel_distance"]
+        figures[f"precision {name} latents"] = row["precision"]
         figures[f"cost {name} latents"] = last_cost(prior)
     return figures
 
