@@ -1,11 +1,11 @@
 """The matching cost of many tasks side by side, behind one small interface.
 
 A learner hands in images and gets cost and dc/dx back; where that is computed is no business of
-its own. :class:`LocalCosts` computes one task after the other in this process;
+its own. :class:`LocalCosts` computes them in this process, those of one network as one batch;
 :class:`PooledCosts` hands them to any executor of the standard library's interface.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from gradinv.attacks.engine import Engine, Evaluated, engine_for
+from gradinv.attacks.engine import Engine, Evaluated, engine_for, evaluate_together
 from gradinv.attacks.objectives import Cosine, TotalVariation
 from gradinv.metalearning.tasks import TaskSet
 
@@ -59,7 +59,7 @@ class TaskCosts(Protocol):
 
 
 class LocalCosts:
-    """Computes one task after the other in this process.
+    """Computes the tasks in this process, those of one network together.
 
     Args:
         problem: the tasks and the terms of their cost.
@@ -72,10 +72,15 @@ class LocalCosts:
 
     def evaluate(self, tasks: Sequence[int], images: Sequence[Tensor]) -> list[Evaluated]:
         """Returns cost, matching cost and dc/dx of each task."""
-        return [
-            self.engine(task).evaluate(trial[None])
-            for task, trial in zip(tasks, images, strict=True)
-        ]
+        alike: dict[tuple[int, torch.Size], list[int]] = defaultdict(list)
+        for place, (task, trial) in enumerate(zip(tasks, images, strict=True)):
+            alike[self.problem.tasks.tasks[task].network, trial.shape].append(place)
+        found: dict[int, Evaluated] = {}
+        for places in alike.values():
+            engines = [self.engine(tasks[place]) for place in places]
+            together = evaluate_together(engines, torch.stack([images[p] for p in places]))
+            found |= dict(zip(places, together, strict=True))
+        return [found[place] for place in range(len(tasks))]
 
     def engine(self, number: int) -> Engine:
         """Returns a task's engine; those not used for the longest time are forgotten."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradinv.attacks.engine import PlainDoubleBackward, engine_for
+from gradinv.attacks.engine import ExactROperator, PlainDoubleBackward, engine_for
 from gradinv.attacks.engine.rules import op, weighted
 from gradinv.attacks.engine.rules.convolution import (
     ByMatrix,
@@ -113,6 +113,7 @@ def test_large_kernels_and_their_observed_gradients_are_not_copied(monkeypatch):
     for large, shared in ((0, True), (1e9, False)):
         monkeypatch.setattr(op, "_LARGE_KERNEL", large)
         engine = engine_for(model, observation, distance=Cosine(), way="exact")
+        assert isinstance(engine, ExactROperator)
         kept = (engine.weights[name], engine.matcher.target.gradient[name])
         own = (model.get_parameter(name), observation.gradient[name])
         for copy, original in zip(kept, own, strict=True):

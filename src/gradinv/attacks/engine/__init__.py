@@ -10,6 +10,7 @@ from gradinv.attacks.engine.exact import ExactROperator
 from gradinv.attacks.engine.factory import WAYS, engine_for
 from gradinv.attacks.engine.plain import PlainDoubleBackward
 from gradinv.attacks.engine.simulated import SimulatedTraining
+from gradinv.attacks.engine.together import evaluate_together
 
 __all__ = [
     "WAYS",
@@ -20,5 +21,6 @@ __all__ = [
     "Problem",
     "SimulatedTraining",
     "engine_for",
+    "evaluate_together",
     "pixel_units",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from gradinv.attacks.engine.base import Evaluated, Problem
 from gradinv.attacks.engine.graphs import lower_precision
 from gradinv.attacks.engine.program import Program
-from gradinv.attacks.engine.rules.op import Run
+from gradinv.attacks.engine.rules.op import Run, Saved
 from gradinv.attacks.engine.traced import TracedEngine
 
 
@@ -39,7 +39,7 @@ class ExactROperator(TracedEngine):
         tangent_tf32: bool = False,
     ) -> None:
         super().__init__(problem, program)
-        self.tangent_tf32 = tangent_tf32
+        self.tangent_dtype, self.tangent_tf32 = tangent_dtype, tangent_tf32
         self.ghosts: dict[str, Tensor] = {}
         if problem.target.mask is None and self.matcher.has_ghosts:
             self.ghosts = {
@@ -57,7 +57,27 @@ class ExactROperator(TracedEngine):
         """Returns cost, matching cost and dc/dx of restarts that are computed together."""
         run = self.exact_run(images.shape[0])
         tape, probabilities, _ = self.first_order(run, images)
-        matching, factor = self.matcher.direct(run)
+        return self.tangents(run, tape, probabilities, images, *self.matcher.direct(run))
+
+    def tangents(
+        self,
+        run: Run,
+        tape: list[Saved],
+        probabilities: Tensor,
+        images: Tensor,
+        matching: Tensor,
+        factor: Tensor,
+    ) -> Evaluated:
+        """Takes the two tangent passes along the directions that a run holds.
+
+        Args:
+            run: after the first-order pass, its gradients turned into directions.
+            tape: of that pass.
+            probabilities: of the classes.
+            images: (restart, batch, channel, height, width).
+            matching: the distance of every restart.
+            factor: that every direction still lacks.
+        """
         with lower_precision(self.tangent_tf32):
             r_logits = self.program.tangent_forward(run, tape)
             if r_logits is None:

@@ -59,7 +59,7 @@ class FrozenPattern(TracedEngine):
         x = channels_last(images.flatten(0, 1))
         probabilities = torch.softmax(self.program.replay(run, tape, pattern, x), 1)
         assert self.problem.labels is not None  # the factory sees to it
-        gy = loss_adjoint(probabilities, self.problem.labels)
+        gy = loss_adjoint(probabilities, self.problem.labels, images.shape[1])
         return self.program.replay_backward(run, tape, pattern, gy, inject)
 
 

@@ -27,11 +27,17 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: kernel_order(value.detach()) for name, value in model.named_parameters()}
 
 
-def loss_adjoint(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Returns dL/d(logits) of the cross entropy, averaged over the labels, for every restart."""
+def loss_adjoint(probabilities: Tensor, labels: Tensor, batch: int) -> Tensor:
+    """Returns dL/d(logits) of the cross entropy, averaged over each batch.
+
+    Args:
+        probabilities: (restart * batch, class).
+        labels: of one batch, or of every restart's own one after the other.
+        batch: number of images.
+    """
     each = labels.repeat(len(probabilities) // len(labels))[:, None]
     ones = torch.ones_like(each, dtype=probabilities.dtype)
-    return probabilities.scatter_add(1, each, -ones) / len(labels)
+    return probabilities.scatter_add(1, each, -ones) / batch
 
 
 def first_order(
@@ -43,7 +49,7 @@ def first_order(
         program: the network's operations.
         run: a new one.
         images: (restart, batch, channel, height, width).
-        labels: classes of one batch.
+        labels: classes of one batch, or of every restart's own one after the other.
         to_images: go on to dL/dx.
 
     Returns:
@@ -52,7 +58,9 @@ def first_order(
     tape: list[Saved] = []
     logits = program.forward(run, tape, channels_last(images.flatten(0, 1)))
     probabilities = torch.softmax(logits, 1)
-    gx = program.backward(run, tape, loss_adjoint(probabilities, labels), to_images=to_images)
+    gx = program.backward(
+        run, tape, loss_adjoint(probabilities, labels, images.shape[1]), to_images=to_images
+    )
     for name in sorted(run.wanted - run.gradients.keys() - run.ghosts.keys()):
         zeros = torch.zeros_like(run.weights[name])
         run.gradients[name] = [zeros.clone() for _ in range(run.restarts)]
@@ -109,7 +117,7 @@ class TracedEngine:
         images = images.detach()
         step = self._captured if images.is_cuda else self.step
         with full_precision():
-            parts = [step(part) for part in images.split(self._together(images))]
+            parts = [step(part) for part in images.split(self.fitting(images))]
         if len(parts) == 1:
             return parts[0]
         return Evaluated(
@@ -125,13 +133,13 @@ class TracedEngine:
         """Returns the matching cost alone; infinity where it is not finite."""
         values = []
         with full_precision():
-            for part in images.detach().split(self._together(images)):
+            for part in images.detach().split(self.fitting(images)):
                 run = self.new_run(part.shape[0])
                 self.first_order(run, part)
                 values.append(self.matcher.value(run))
         return torch.nan_to_num(torch.cat(values), nan=torch.inf, posinf=torch.inf)
 
-    def _together(self, images: Tensor) -> int:
+    def fitting(self, images: Tensor) -> int:
         """Returns how many restarts are computed together."""
         shape = images.shape[1:]
         if shape not in self._bytes:
