@@ -120,10 +120,60 @@ def prior_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def standard_table(results: Results) -> str:
+    """Returns a row for each data set and network: ``standard`` and the others at equal time."""
+    lines = [
+        "| images | network, update | seconds | `gi-x` | `gi-z/w` | `standard` | gain (dB) "
+        "| `standard` in a third of the time |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    cases = {(row["data"], row["model"]): row for row in results["rows"] if row["fraction"] == 1.0}
+    for (data, model), row in cases.items():
+        figures = [
+            f"{results['figures'][f'{figure} {data} {model}{suffix}']:.2f}"
+            for figure, suffix in (
+                ("psnr_mean gi-x", ""),
+                ("psnr_mean gi-z/w", ""),
+                ("psnr_mean standard", ""),
+                ("gain_db", ""),
+                ("psnr_mean standard", " | a third"),
+            )
+        ]
+        figures[2] = f"**{figures[2]}**"
+        cells = (data, f"{model}, {row['setting']}", f"{row['seconds_allowed']:.0f}", *figures)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def engine_table(results: Results) -> str:
+    """Returns a row for each case: every way's speed over plain double backward, and its memory."""
+    ways = list(dict.fromkeys(row["way"] for row in results["rows"]))
+    plain, exact, *others = ways
+    lines = [
+        f"| case | {plain}, ms | {' | '.join((exact, *others))} "
+        f"| peak memory, {exact} over {plain} | error, {exact} |",
+        "|---|" + "---:|" * (len(ways) + 2),
+    ]
+    cases: dict[str, dict[str, Any]] = {}
+    for row in results["rows"]:
+        cases.setdefault(row["case"], {})[row["way"]] = row
+    for name, rows in cases.items():
+        memory = rows[exact]["peak_mib"] / rows[plain]["peak_mib"]
+        ratios = [f"{rows[way]['ratio']:.2f}x" for way in (exact, *others)]
+        cells = (
+            name, f"{rows[plain]['ms']:.0f}", *ratios, f"{memory:.2f}",
+            f"{rows[exact]['error']:.0e}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 RENDERERS: dict[str, Callable[[Results], str]] = {
     "audit-convnet": attack_table,
     "audit-resnet18": attack_table,
     "giml": prior_table,
+    "standard": standard_table,
+    "engine-cpu": engine_table,
 }
 
 

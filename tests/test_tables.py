@@ -5,7 +5,8 @@ import json
 import pytest
 
 from benchmarks import tables
-from benchmarks.results import RESULTS, ROOT, image_figures
+from benchmarks.publish_standard import figures_of
+from benchmarks.results import RESULTS, image_figures
 from gradinv.errors import ConfigError, StorageError
 
 ROWS = [
@@ -99,10 +100,35 @@ def test_the_figures_of_what_was_learned_follow_from_its_rows():
         assert figures[f"gain_db over {name}"] == pytest.approx(gain)
 
 
-def test_readme_has_every_table():
-    text = (ROOT / "README.md").read_text("utf-8")
+def test_every_table_stands_in_a_document():
+    text = "".join(path.read_text("utf-8") for path in tables.documents())
     for name in tables.RENDERERS:
         assert f"<!-- table:{name} -->" in text
+
+
+def test_standard_stands_beside_the_others():
+    rows = [
+        {
+            "data": "faces", "model": "convnet", "setting": "none", "attack": attack,
+            "fraction": fraction, "seconds_allowed": 60.0 * fraction, "psnr": psnr,
+        }
+        for attack, fraction, psnr in (
+            ("gi-x", 1.0, 14.0), ("gi-z/w", 1.0, 16.0), ("standard", 1.0, 18.0),
+            ("standard", 1 / 3, 17.0),
+        )
+    ]  # fmt: skip
+    *_, line = tables.standard_table({"rows": rows, "figures": figures_of(rows)}).splitlines()
+    assert line == "| faces | convnet, none | 60 | 14.00 | 16.00 | **18.00** | 2.00 | 17.00 |"
+
+
+def test_a_case_of_the_engine_is_one_row_with_all_ways():
+    rows = [
+        {"case": "net", "way": way, "ratio": ratio, "ms": 20.4, "error": 1e-6, "peak_mib": peak}
+        for way, ratio, peak in (("plain", 1.0, 200.0), ("exact", 2.0, 150.0), ("other", 2.5, 9.0))
+    ]
+    header, _, line = tables.engine_table({"rows": rows}).splitlines()
+    assert header.startswith("| case | plain, ms | exact | other |")
+    assert line == "| net | 20 | 2.00x | 2.50x | 0.75 | 1e-06 |"
 
 
 def test_a_table_has_a_row_for_each_case_and_the_best_is_bold(folder):
