@@ -9,9 +9,10 @@ theta + eps v; what is left of the network is smooth.
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
-from gradinv.attacks.engine.base import Evaluated
-from gradinv.attacks.engine.program import Injection
+from gradinv.attacks.engine.base import Evaluated, Problem
+from gradinv.attacks.engine.program import Injection, Program
 from gradinv.attacks.engine.rules.norm import BatchNorm
 from gradinv.attacks.engine.rules.op import Run, Saved, channels_last
 from gradinv.attacks.engine.traced import TracedEngine, loss_adjoint
@@ -24,6 +25,11 @@ class FrozenPattern(TracedEngine):
     """The cost, and its gradient within about one percent, for 5/7 of the exact way's work."""
 
     way = "frozen-pattern"
+
+    def __init__(self, problem: Problem, program: Program) -> None:
+        super().__init__(problem, program)
+        self.names = sorted(self.wanted)
+        self.size = get_total_norm([self.weights[name] for name in self.names])
 
     def step(self, images: Float[Tensor, "restart batch channel height width"]) -> Evaluated:
         """Returns cost, matching cost and dc/dx, one restart after the other."""
@@ -39,13 +45,12 @@ class FrozenPattern(TracedEngine):
         tape, _, gx = self.first_order(run, images, to_images=True)
         assert gx is not None
         matching, factor = self.matcher.direct(run)
-        names = sorted(self.wanted)
-        size = torch.stack([self.weights[name].norm() for name in names]).norm()
-        along = torch.stack([run.gradients[name][0].norm() for name in names]).norm()
-        step = _STEP[images.dtype] * size / along.clamp_min(torch.finfo(along.dtype).tiny)
+        directions = [run.gradients[name][0] for name in self.names]
+        along = get_total_norm(directions)
+        step = _STEP[images.dtype] * self.size / along.clamp_min(torch.finfo(along.dtype).tiny)
         moved = dict(self.weights)
-        for name in names:
-            moved[name] = run.gradients[name][0].mul_(step).add_(self.weights[name])
+        for name, direction in zip(self.names, directions, strict=True):
+            moved[name] = torch.addcmul(self.weights[name], direction, step, out=direction)
         penalty, inject = self.batch_norm_terms(run, tape, factor)
         there = self._replayed(Run(1, moved, frozenset()), tape, images, _scaled(inject, step))
         gradient = (there - gx).unflatten(0, images.shape[:2]) * (factor / step)
