@@ -11,7 +11,7 @@ m2 = mean(gy xhat) and q = mean(xhat R{x}):
 
 All of these are sums of whole tensors with one coefficient for each restart and channel, so that is
 how they are computed; nothing is divided by gamma, which may be zero. Means go through
-``Tensor.mean``, which adds pairwise: the fused kernels of PyTorch add one after the other when
+``Tensor.sum``, which adds pairwise: the fused kernels of PyTorch add one after the other when
 channels are last in memory, and lose a digit, enough to flip the sign of a ReLU now and then.
 """
 
@@ -72,9 +72,9 @@ class BatchNorm(Op):
             saved.x, saved.mean = x, self.mean[None]
             saved.invstd = (self.var + self.eps).rsqrt()[None]
         else:
-            saved.batch_mean = x.mean(1)
+            saved.batch_mean = _mean(x)
             saved.x = x - saved.batch_mean[:, None]
-            saved.batch_var = saved.x.square().mean(1)
+            saved.batch_var = _mean(saved.x.square())
             saved.invstd = (saved.batch_var + self.eps).rsqrt()
             saved.mean = torch.zeros_like(saved.batch_mean)
         saved.p = saved.invstd
@@ -87,8 +87,8 @@ class BatchNorm(Op):
 
     def _products(self, saved: Saved, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the means of a tensor and of its product with xhat."""
-        mean = rows.mean(1)
-        with_x = (rows * saved.x).mean(1)
+        mean = _mean(rows)
+        with_x = _mean(rows * saved.x)
         return mean, saved.invstd * (with_x - saved.mean * mean)
 
     def backward(
@@ -146,7 +146,7 @@ class BatchNorm(Op):
         r_m1, r_m2 = self._products(saved, rows)
         constant, on_xhat = -p * r_m1, -p * r_m2
         if saved.r_x is not None:
-            gy_r_x = (saved.gy * saved.r_x).mean(1)
+            gy_r_x = _mean(saved.gy * saved.r_x)
             with_r_xhat = invstd * (gy_r_x - saved.r_mean * saved.m1 - saved.q * saved.m2)
             r_p = _plus(r_p, -p * invstd * saved.q)
             on_r_x = -p * saved.m2 * invstd
@@ -169,6 +169,11 @@ def _apart(images: Tensor, run: Run) -> Tensor:
 def _together(rows: Tensor, saved: Saved) -> Tensor:
     """Returns what :func:`_apart` took apart."""
     return images_of(rows.flatten(0, 1), saved.shape)
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """Returns the mean over positions; ``Tensor.mean`` divides, which takes longer."""
+    return rows.sum(1).mul_(1 / rows.shape[1])
 
 
 def _stack(parts: list[Tensor] | None) -> Tensor | None:
