@@ -2,7 +2,7 @@
 
 A learner hands in images and gets cost and dc/dx back; where that is computed is no business of
 its own. :class:`LocalCosts` computes them in this process, those of one network as one batch;
-:class:`PooledCosts` hands them to any executor of the standard library's interface.
+:class:`PooledCosts` hands these batches to any executor of the standard library's interface.
 """
 
 from collections import OrderedDict, defaultdict
@@ -58,6 +58,22 @@ class TaskCosts(Protocol):
         ...
 
 
+def groups(tasks: TaskSet, chosen: Sequence[int], images: Sequence[Tensor]) -> list[list[int]]:
+    """Returns the places of those tasks that are computed as one batch.
+
+    Who computes them has no part in it: the result is the same bit for bit with any executor.
+
+    Args:
+        tasks: the set.
+        chosen: numbers in the set.
+        images: (batch, channel, height, width) of each.
+    """
+    alike: dict[tuple[int, torch.Size], list[int]] = defaultdict(list)
+    for place, (task, trial) in enumerate(zip(chosen, images, strict=True)):
+        alike[tasks.tasks[task].network, trial.shape].append(place)
+    return list(alike.values())
+
+
 class LocalCosts:
     """Computes the tasks in this process, those of one network together.
 
@@ -72,11 +88,8 @@ class LocalCosts:
 
     def evaluate(self, tasks: Sequence[int], images: Sequence[Tensor]) -> list[Evaluated]:
         """Returns cost, matching cost and dc/dx of each task."""
-        alike: dict[tuple[int, torch.Size], list[int]] = defaultdict(list)
-        for place, (task, trial) in enumerate(zip(tasks, images, strict=True)):
-            alike[self.problem.tasks.tasks[task].network, trial.shape].append(place)
         found: dict[int, Evaluated] = {}
-        for places in alike.values():
+        for places in groups(self.problem.tasks, tasks, images):
             engines = [self.engine(tasks[place]) for place in places]
             together = evaluate_together(engines, torch.stack([images[p] for p in places]))
             found |= dict(zip(places, together, strict=True))
@@ -119,7 +132,7 @@ class Executor(Protocol):
 
 
 class PooledCosts:
-    """Hands each task to an executor; a process that it runs in keeps what it needs.
+    """Hands the tasks of each network to an executor; its processes keep what they need.
 
     Args:
         problem: the tasks and the terms of their cost.
@@ -132,21 +145,30 @@ class PooledCosts:
 
     def evaluate(self, tasks: Sequence[int], images: Sequence[Tensor]) -> list[Evaluated]:
         """Returns cost, matching cost and dc/dx of each task."""
-        problems = [self.problem] * len(tasks)
-        trials = [trial.detach().cpu() for trial in images]
-        return list(self.executor.map(evaluate_task, problems, tasks, trials))
+        alike = groups(self.problem.tasks, tasks, images)
+        found: dict[int, Evaluated] = {}
+        results = self.executor.map(
+            evaluate_group,
+            [self.problem] * len(alike),
+            [[tasks[place] for place in places] for places in alike],
+            [torch.stack([images[place].detach().cpu() for place in places]) for places in alike],
+        )
+        for places, together in zip(alike, results, strict=True):
+            found |= dict(zip(places, together, strict=True))
+        return [found[place] for place in range(len(tasks))]
 
 
 _KEPT: dict[tuple[str, float, str], LocalCosts] = {}
 
 
-def evaluate_task(problem: Problem, task: int, images: Tensor) -> Evaluated:
-    """Computes one task's cost in whatever process this is, with one thread."""
+def evaluate_group(problem: Problem, tasks: Sequence[int], images: Tensor) -> list[Evaluated]:
+    """Computes the costs of tasks of one network in whatever process this is, with one thread."""
     torch.set_num_threads(1)
     if problem.key not in _KEPT:
         _KEPT.clear()
         _KEPT[problem.key] = LocalCosts(problem)
-    (evaluated,) = _KEPT[problem.key].evaluate([task], [images.to(problem.device)])
-    return Evaluated(
-        evaluated.cost.cpu(), evaluated.matching.cpu(), evaluated.gradient.detach().cpu()
-    )
+    together = _KEPT[problem.key].evaluate(tasks, list(images.to(problem.device)))
+    return [
+        Evaluated(each.cost.cpu(), each.matching.cpu(), each.gradient.detach().cpu())
+        for each in together
+    ]
