@@ -103,7 +103,7 @@ def engine_for(
     return ExactROperator(problem, program, tangent_dtype=tangent_dtype, tangent_tf32=tangent_tf32)
 
 
-_SAMPLE = 2**14  # elements of a tensor that are compared
+_BUCKETS = 2**14  # numbers that a tensor is compared by
 
 
 def _check_first_order(program: Program, problem: Problem, observation: Observation) -> None:
@@ -127,27 +127,35 @@ def _check_first_order(program: Program, problem: Problem, observation: Observat
     own = torch.autograd.grad(
         loss, list(parameters.values()), allow_unused=True, materialize_grads=True
     )
-    expected = {name: _sample(value) for name, value in zip(parameters, own, strict=True)}
+    expected = {name: _sketch(value) for name, value in zip(parameters, own, strict=True)}
     del own, loss
     run = Run(1, weights_of(model), frozenset(target))
     with torch.no_grad(), full_precision():
         first_order(program, run, images[None], problem.labels)
-    total = torch.stack([sample.norm() for sample in expected.values()]).norm()
-    for name, sample in expected.items():
+    total = torch.stack([sketch.norm() for sketch in expected.values()]).norm()
+    for name, sketch in expected.items():
         # Wide enough for a ReLU whose sign float32 gets wrong, far too narrow for a wrong rule.
-        allowed = 0.05 * sample.norm() + 1e-3 * total
-        if not (_sample(run.gradients[name][0]) - sample).norm() <= allowed:
+        allowed = 0.05 * sketch.norm() + 1e-3 * total
+        if not (_sketch(run.gradients[name][0]) - sketch).norm() <= allowed:
             raise UnsupportedError(
                 f"what the network does beside its traced operations (gradient of {name})"
             )
 
 
-def _sample(gradient: Tensor) -> Tensor:
-    """Returns elements from all over a tensor, and its norm: two whole gradients are too much."""
+def _sketch(gradient: Tensor) -> Tensor:
+    """Returns at most twice ``_BUCKETS`` numbers that have about the tensor's norm.
+
+    Two whole gradients are too much memory. Elements that share a bucket are added with random
+    signs (count sketch, Charikar et al. 2002), so that every element counts and the squared norm of
+    a difference is kept in expectation; of a tensor that fits into the buckets it is kept exactly.
+    """
     flat = gradient.reshape(-1)
-    # An odd stride, so that no axis of even length is seen at one place alone.
-    stride = flat.numel() // _SAMPLE | 1
-    return torch.cat([flat[::stride], gradient.norm()[None]])
+    rows = flat.numel() // _BUCKETS
+    signs = torch.randint(0, 2, (rows,), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    folded, rest = flat[: rows * _BUCKETS].view(rows, _BUCKETS), flat[rows * _BUCKETS :]
+    if rows == 0:
+        return rest
+    return torch.cat([signs.to(flat) @ folded, rest])
 
 
 def _refuse_custom_functions(loss: Tensor) -> None:
