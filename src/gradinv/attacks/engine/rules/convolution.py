@@ -40,11 +40,38 @@ def products_of(geometry: Geometry, weight: Tensor) -> Products:
     return DirectButOuter(geometry) if few else Direct(geometry)
 
 
-class Direct:
-    """A library's convolution for every product."""
+class OfImages:
+    """Base class: Gram matrices follow from where the kernel lies, however products are computed.
+
+    Args:
+        geometry: of the run.
+    """
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
+
+    def spread(self, gy: Tensor, restarts: int) -> Tensor:
+        """Returns the rows of gy as the Gram matrices order them."""
+        return self.geometry.spread(gy, restarts)
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Returns what :meth:`spread` took apart."""
+        return self.geometry.gathered(rows)
+
+    def gram(self, a: Tensor, restarts: int) -> Tensor:
+        """Returns U U^T of every restart."""
+        return _gram(self.geometry, a, restarts)
+
+    def through_gram(self, gram: Tensor, a: Tensor) -> Tensor:
+        """Returns the image of gram U."""
+        return _through_gram(self.geometry, gram, a)
+
+
+class Direct(OfImages):
+    """A library's convolution for every product."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__(geometry)
         g = geometry
         self._settings = list(g.stride), list(g.padding), list(g.dilation)
 
@@ -91,22 +118,6 @@ class Direct:
         )  # fmt: skip
         return kernel_order(self._both(gy, a, like, [False, True, False])[1])
 
-    def spread(self, gy: Tensor, restarts: int) -> Tensor:
-        """Returns the rows of gy as the Gram matrices order them."""
-        return self.geometry.spread(gy, restarts)
-
-    def gathered(self, rows: Tensor) -> Tensor:
-        """Returns what :meth:`spread` took apart."""
-        return self.geometry.gathered(rows)
-
-    def gram(self, a: Tensor, restarts: int) -> Tensor:
-        """Returns U U^T of every restart."""
-        return _gram(self.geometry, a, restarts)
-
-    def through_gram(self, gram: Tensor, a: Tensor) -> Tensor:
-        """Returns the image of gram U."""
-        return _through_gram(self.geometry, gram, a)
-
     def _both(self, gy: Tensor, a: Tensor, weight: Tensor, mask: list[bool]) -> Any:
         settings = *self._settings, False, [0, 0], self.geometry.groups
         return _backward(gy, a, weight, None, *settings, mask)
@@ -145,7 +156,7 @@ class FewChannels(Direct):
         return self.geometry.put_back_planes(sums)
 
 
-class ByMatrix:
+class ByMatrix(OfImages):
     """Products of matrices; the prepared input is U.
 
     Args:
@@ -154,7 +165,7 @@ class ByMatrix:
     """
 
     def __init__(self, geometry: Geometry, *, channel_major: bool) -> None:
-        self.geometry = geometry
+        super().__init__(geometry)
         self.channel_major = channel_major
 
     def prepared(self, a: Tensor) -> Tensor:
@@ -190,22 +201,6 @@ class ByMatrix:
         """Returns dL/dW."""
         gradient = rows_of(gy).t() @ a
         return _kernel(gradient, self.geometry, channel_major=self.channel_major)
-
-    def spread(self, gy: Tensor, restarts: int) -> Tensor:
-        """Returns the rows of gy as the Gram matrices order them."""
-        return self.geometry.spread(gy, restarts)
-
-    def gathered(self, rows: Tensor) -> Tensor:
-        """Returns what :meth:`spread` took apart."""
-        return self.geometry.gathered(rows)
-
-    def gram(self, a: Tensor, restarts: int) -> Tensor:
-        """Returns U U^T of every restart."""
-        return _gram(self.geometry, a, restarts)
-
-    def through_gram(self, gram: Tensor, a: Tensor) -> Tensor:
-        """Returns the image of gram U."""
-        return _through_gram(self.geometry, gram, a)
 
 
 def _kernel(matrix: Tensor, geometry: Geometry, *, channel_major: bool) -> Tensor:
