@@ -37,7 +37,7 @@ class Scale:
         attack: over z and w.
         untrained: over w alone, from an untrained generator.
         convergence: smaller fractions of the attacks' steps.
-        watched_steps: outer steps after each round, for the leakage over rounds.
+        watched_steps: outer steps for each round watched, for the leakage over rounds.
         watched_batches: of test images that are attacked after each round.
         equal: options with and without remembered latents that cost as many evaluations.
     """
@@ -74,8 +74,8 @@ SCALES = {
         rounds=4,
         batches=8,
         learning=(),
-        steps=4000,
-        snapshots=(500, 1000, 2000, 4000),
+        steps=2000,
+        snapshots=(250, 500, 1000, 2000),
         steps_scale=0.4,
         attack="gi-z/w:restarts=4",
         untrained="gi-w:tv=0.01",

@@ -22,7 +22,7 @@ def test_leakage_is_audited_after_every_round(capsys):
     assert main(WATCH) == 0
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1] == "w/watch.json and w/leakage.svg"
-    assert "gradinv: after round 2: learning 50%, step 1 of 2" in captured.err
+    assert "gradinv: after round 2: learning 25%, step 1 of 4" in captured.err
     rows = read_json(Path("w/watch.json"))["rounds"]
     # gi-x has no prior, so that watching changes nothing for it.
     assert [(row["rounds"], row["updates"], row["attack"]) for row in rows] == [
@@ -40,6 +40,7 @@ def test_the_server_goes_on_from_what_it_knew_with_all_that_it_saw():
     for rounds in (1, 2):
         card = read_json(Path(f"w/round-{rounds}/prior/card.json"))
         assert card["start"] == f"after {rounds - 1} rounds"
+        assert card["steps"] == 2 * rounds
         assert card["updates"]["digest"] == open_tasks(Path("w/updates"), rounds=rounds).digest
     images = [read_json(Path(f"w/round-{n}/audit/config.json"))["inputs"] for n in range(3)]
     assert images[0]["images"] == images[1]["images"] == images[2]["images"]

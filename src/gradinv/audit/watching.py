@@ -1,9 +1,10 @@
 """Leakage over rounds: how much better a server rebuilds images the longer it watches.
 
 Before the first round the server has an untrained generator. After each round it goes on learning
-from all updates that it has seen so far, and what it has learned then attacks updates of other
-clients. These are made with the network of the first round throughout, so that nothing but the
-prior differs between two rounds.
+from all updates that it has seen so far, with outer steps in proportion to them, so that every
+update is visited as often; what it has learned then attacks updates of other clients. These are
+made with the network of the first round throughout, so that nothing but the prior differs between
+two rounds.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,7 @@ class Watcher:
         images: path of the images of the clients that are watched; those that are attacked are the
             audit's own data.
         federation: the clients and rounds that are watched.
-        learning: its outer steps are taken after every round.
+        learning: its outer steps are those for each round that was watched.
     """
 
     images: str
@@ -147,7 +148,7 @@ def _learn(
             open_tasks(folder / UPDATES, rounds=rounds),
             load_generator(before),
             out=out,
-            config=learning,
+            config=replace(learning, steps=learning.steps * rounds),
             device=device,
             start_name=f"after {rounds - 1} rounds",
             callback=None if callback is None else lambda progress: callback(rounds, progress),
