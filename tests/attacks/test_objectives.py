@@ -102,6 +102,23 @@ def test_norms_of_images_and_latents():
     assert LatentNorm(0.1)(torch.tensor([[3.0, 0.0], [0.0, 4.0]])).item() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    "term",
+    [TotalVariation(0.7), TotalVariation(0.7, squared=True), ImageNorm(0.3)],
+    ids=["tv", "squared tv", "norm"],
+)
+def test_image_terms_have_autograds_gradient_for_every_restart(term):
+    images = torch.randn((3, 2, 3, 5, 4), dtype=torch.float64)
+    images[0, 1] = 0  # equal neighbours, and an image without length
+    images[2, :, :, 2:] = 0.25
+    leaf = images.clone().requires_grad_()
+    expected = torch.stack([term(batch) for batch in leaf])
+    expected.sum().backward()
+    values, gradient = term.with_gradient(images)
+    torch.testing.assert_close(values, expected.detach())
+    torch.testing.assert_close(gradient, leaf.grad)
+
+
 def test_latent_kl_is_that_of_two_normal_distributions():
     z = torch.tensor([[3.0, 1.0], [0.5, -0.5]])
     normal = torch.distributions.Normal

@@ -163,3 +163,14 @@ class Problem:
         """Returns the sum of the image terms of one batch."""
         normalised = (images - self.mean) / self.std
         return torch.stack([term(normalised) for term in self.image_terms]).sum()
+
+    def image_penalties(
+        self, images: Float[Tensor, "restart batch channel height width"]
+    ) -> tuple[Float[Tensor, " restart"], Float[Tensor, "restart batch channel height width"]]:
+        """Returns the sum of the image terms of every restart, and its gradient."""
+        normalised = (images - self.mean) / self.std
+        value, gradient = images.new_zeros(len(images)), torch.zeros_like(images)
+        for term in self.image_terms:
+            own_value, own_gradient = term.with_gradient(normalised)
+            value, gradient = value + own_value, gradient + own_gradient
+        return value, gradient / self.std

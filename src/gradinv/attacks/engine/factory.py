@@ -129,23 +129,31 @@ def _check_first_order(program: Program, problem: Problem, observation: Observat
     )
     expected = {name: _sketch(value) for name, value in zip(parameters, own, strict=True)}
     del own, loss
-    run = Run(1, weights_of(model), frozenset(target))
+    run = _SketchedRun(1, weights_of(model), frozenset(target))
     with torch.no_grad(), full_precision():
         first_order(program, run, images[None], problem.labels)
     total = torch.stack([sketch.norm() for sketch in expected.values()]).norm()
     for name, sketch in expected.items():
         # Wide enough for a ReLU whose sign float32 gets wrong, far too narrow for a wrong rule.
         allowed = 0.05 * sketch.norm() + 1e-3 * total
-        if not (_sketch(run.gradients[name][0]) - sketch).norm() <= allowed:
+        if not (run.gradients[name][0] - sketch).norm() <= allowed:
             raise UnsupportedError(
                 f"what the network does beside its traced operations (gradient of {name})"
             )
 
 
+class _SketchedRun(Run):
+    """A run that keeps a sketch of every gradient; sketches add up as gradients do."""
+
+    def add_gradient(self, name: str, parts: list[Tensor]) -> None:
+        """Adds the sketches of one gradient for each restart."""
+        super().add_gradient(name, [_sketch(part) for part in parts])
+
+
 def _sketch(gradient: Tensor) -> Tensor:
     """Returns at most twice ``_BUCKETS`` numbers that have about the tensor's norm.
 
-    Two whole gradients are too much memory. Elements that share a bucket are added with random
+    Whole gradients are too much memory. Elements that share a bucket are added with random
     signs (count sketch, Charikar et al. 2002), so that every element counts and the squared norm of
     a difference is kept in expectation; of a tensor that fits into the buckets it is kept exactly.
     """

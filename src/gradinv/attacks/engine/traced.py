@@ -1,6 +1,7 @@
 """What the ways without autograd share: the first-order pass over the traced network."""
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,15 @@ _COPIES = 4
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Returns the network's parameters as the rules take them."""
     return {name: kernel_order(value.detach()) for name, value in model.named_parameters()}
+
+
+def _ordered(target: Target) -> Target:
+    """Returns a target with its tensors in the memory order that the rules take."""
+    mask = target.mask
+    return Target(
+        {name: kernel_order(value) for name, value in target.gradient.items()},
+        None if mask is None else {name: kernel_order(own) for name, own in mask.items()},
+    )
 
 
 def loss_adjoint(probabilities: Tensor, labels: Tensor, batch: int) -> Tensor:
@@ -63,7 +73,7 @@ def first_order(
     )
     for name in sorted(run.wanted - run.gradients.keys() - run.ghosts.keys()):
         zeros = torch.zeros_like(run.weights[name])
-        run.gradients[name] = [zeros.clone() for _ in range(run.restarts)]
+        run.add_gradient(name, [zeros.clone() for _ in range(run.restarts)])
     return tape, probabilities, gx
 
 
@@ -81,17 +91,13 @@ class TracedEngine:
     reason: str | None = None
 
     def __init__(self, problem: Problem, program: Program) -> None:
-        self.problem, self.program = problem, program
+        # The observed gradient in the rules' memory order takes the other one's place, which is
+        # then the caller's alone to keep.
+        self.problem = replace(problem, target=_ordered(problem.target))
+        self.program = program
         self.weights = weights_of(problem.model)
         self.wanted = frozenset(problem.target.gradient)
-        mask = problem.target.mask
-        self.matcher = Matcher(
-            problem.distance,
-            Target(
-                {name: kernel_order(value) for name, value in problem.target.gradient.items()},
-                None if mask is None else {name: kernel_order(m) for name, m in mask.items()},
-            ),
-        )
+        self.matcher = Matcher(problem.distance, self.problem.target)
         self.statistics = StatisticsTerms(problem.statistics_terms, problem.statistics)
         self._bytes: dict[torch.Size, int] = {}
         self._captured = Captured(self.step)
@@ -176,9 +182,6 @@ class TracedEngine:
         """Returns the result with the terms on images added."""
         cost = matching if penalty is None else matching + penalty
         if self.problem.image_terms:
-            leaf = images.clone().requires_grad_()
-            with torch.enable_grad():
-                penalties = torch.stack([self.problem.image_penalty(batch) for batch in leaf])
-            (own,) = torch.autograd.grad(penalties, leaf, torch.ones_like(penalties))
-            cost, gradient = cost + penalties.detach(), gradient + own
+            penalties, own = self.problem.image_penalties(images)
+            cost, gradient = cost + penalties, gradient + own
         return Evaluated(cost, matching, gradient.contiguous())
