@@ -150,6 +150,18 @@ def test_only_the_largest_tensors_are_matched():
     assert relative(exact.evaluate(images).gradient, expected) < 1e-9
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_nothing_before_a_shift_of_batch_norm_is_matched(mode):
+    model = victim(mode).double()
+    observation = update(model)
+    kept = ("blocks.block1.bn.bias", "head.weight")
+    target = Target({name: observation.gradient[name] for name in kept})
+    exact, plain = both(model, observation, distance=Cosine(), target=target)
+    images = guesses(model)
+    expected = plain.evaluate(images).gradient
+    assert relative(exact.evaluate(images).gradient, expected) < 1e-9
+
+
 def test_restarts_do_not_see_each_other():
     for mode in ("eval", "train"):
         model = victim(mode).double()

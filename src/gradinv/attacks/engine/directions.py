@@ -36,11 +36,11 @@ class Coefficients:
 
     value: Float[Tensor, " restart"]
     factor: Float[Tensor, " restart"]
-    on_trial: Float[Tensor, "restart tensor"]
-    on_observed: Float[Tensor, "restart tensor"] | None = None
+    on_trial: Float[Tensor, "restart group"]
+    on_observed: Float[Tensor, "restart group"] | None = None
 
 
-# From <a, g> and |a|^2 of each restart and tensor, and |g|^2 of each tensor.
+# From <a, g> and |a|^2 of each restart and group of tensors, and |g|^2 of each group.
 Closed = Callable[[Tensor, Tensor, Tensor], Coefficients]
 
 
@@ -87,6 +87,25 @@ def flat(tensor: Tensor) -> Tensor:
     return (tensor if channel_major(tensor) else tensor.permute(0, 2, 3, 1)).reshape(-1)
 
 
+def _groups(target: Target, *, apart: bool) -> list[tuple[str, ...]]:
+    """Returns the names of the tensors that a distance may take as one.
+
+    Biases and the vectors of batch norm are many and short, so that every operation on one of them
+    is a call and nothing else: they are one group, unless the distance wants every tensor apart.
+    """
+    short = tuple(name for name, value in target.gradient.items() if value.dim() == 1)
+    if apart:
+        return [(name,) for name in target.gradient]
+    others = [(name,) for name in target.gradient if name not in short]
+    return [*others, short] if short else others
+
+
+def _joined(tensors: Mapping[str, Tensor], group: tuple[str, ...]) -> Tensor:
+    """Returns a group's tensors as one vector."""
+    parts = [flat(tensors[name]) for name in group]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 class Matcher:
     """The distance of every restart's gradient, and the direction v in its place.
 
@@ -101,33 +120,52 @@ class Matcher:
         self.closed = CLOSED.get(type(distance))
         # A ghost gives dot products alone, from which |a - g|^2 comes out by cancellation.
         self.has_ghosts = self.closed is not None and not isinstance(distance, SquaredL2)
-        self.flat = {name: flat(value) for name, value in target.gradient.items()}
+        self.groups = _groups(target, apart=isinstance(distance, LayerCosine))
+        self.flat = [_joined(target.gradient, group) for group in self.groups]
         self.absent = None
         if target.mask is not None:
-            self.absent = {name: flat(~mask) for name, mask in target.mask.items()}
-        self.observed = torch.stack([value.dot(value) for value in self.flat.values()])
+            self.absent = [~_joined(target.mask, group) for group in self.groups]
+        self.observed = torch.stack([value.dot(value) for value in self.flat])
 
-    def _products(self, run: Run) -> tuple[Tensor, Tensor]:
-        """Returns <a, g> and |a|^2 of every restart and tensor; applies the mask to a in place."""
+    def _trials(self, run: Run, group: tuple[str, ...]) -> list[Tensor]:
+        """Returns a group's gradient of every restart as one vector; the run's become views."""
+        if len(group) == 1:
+            return [flat(trial) for trial in run.gradients[group[0]]]
+        parts = [run.gradients[name] for name in group]
+        joined = [torch.cat(own) for own in zip(*parts, strict=True)]
+        sizes = [len(own[0]) for own in parts]
+        views = zip(*(vector.split(sizes) for vector in joined), strict=True)
+        run.gradients.update(zip(group, map(list, views), strict=True))
+        return joined
+
+    def _products(self, run: Run) -> tuple[list[list[Tensor]], Tensor, Tensor]:
+        """Returns a of every group and restart, <a, g>, and |a|^2; applies the mask to a in place.
+
+        A ghost has no a.
+        """
+        trials: list[list[Tensor]] = []
         inner, own = [], []
-        for name in self.names:
-            ghost = run.ghosts.get(name)
+        for index, group in enumerate(self.groups):
+            ghost = run.ghosts.get(group[0])
             if ghost is not None:
+                trials.append([])
                 inner += ghost.inner.unbind()
                 own += ghost.own.unbind()
                 continue
-            for trial in map(flat, run.gradients[name]):
+            trials.append(self._trials(run, group))
+            for trial in trials[-1]:
                 if self.absent is not None:
-                    trial.masked_fill_(self.absent[name], 0)
-                inner.append(trial.dot(self.flat[name]))
+                    trial.masked_fill_(self.absent[index], 0)
+                inner.append(trial.dot(self.flat[index]))
                 own.append(trial.dot(trial))
-        shape = (len(self.names), run.restarts)
-        return torch.stack(inner).view(shape).t(), torch.stack(own).view(shape).t()
+        shape = (len(self.groups), run.restarts)
+        return trials, torch.stack(inner).view(shape).t(), torch.stack(own).view(shape).t()
 
     def value(self, run: Run) -> Float[Tensor, " restart"]:
         """Returns the distance of every restart; may overwrite the gradients."""
         if self.closed is not None and not isinstance(self.distance, SquaredL2):
-            return self.closed(*self._products(run), self.observed).value
+            _, inner, own = self._products(run)
+            return self.closed(inner, own, self.observed).value
         trials = [
             {name: run.gradients[name][index] for name in self.names}
             for index in range(run.restarts)
@@ -142,24 +180,22 @@ class Matcher:
         """
         if self.closed is None:
             return self._by_autograd(run.gradients)
-        found = self.closed(*self._products(run), self.observed)
-        for tensor, name in enumerate(self.names):
-            alpha = found.on_trial[:, tensor]
-            beta = None if found.on_observed is None else found.on_observed[:, tensor]
-            ghost = run.ghosts.get(name)
+        trials, inner, own = self._products(run)
+        found = self.closed(inner, own, self.observed)
+        for index, group in enumerate(self.groups):
+            alpha = found.on_trial[:, index]
+            beta = None if found.on_observed is None else found.on_observed[:, index]
+            ghost = run.ghosts.get(group[0])
             if ghost is not None:
                 ghost.alpha, ghost.beta = alpha, beta
                 continue
-            g = self.flat[name]
-            for index, trial in enumerate(map(flat, run.gradients[name])):
-                other = g if beta is None else g * beta[index]
-                torch.addcmul(other, trial, alpha[index], out=trial)
+            g = self.flat[index]
+            for restart, trial in enumerate(trials[index]):
+                other = g if beta is None else g * beta[restart]
+                torch.addcmul(other, trial, alpha[restart], out=trial)
         if isinstance(self.distance, SquaredL2):
             # v is the difference now: its own square has no cancellation, as line searches need.
-            squares = [
-                torch.stack([flat(v).dot(flat(v)) for v in run.gradients[name]])
-                for name in self.names
-            ]
+            squares = [torch.stack([v.dot(v) for v in group]) for group in trials]
             return torch.stack(squares).sum(0), found.factor
         return found.value, found.factor
 

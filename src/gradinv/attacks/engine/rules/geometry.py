@@ -107,7 +107,8 @@ class Geometry:
             len(parts), full_height + 2 * top, full_width + 2 * left, channels
         )
         for row, column, down, across in self.windows():
-            images[:, down, across] += parts[:, :, :, row, column]
+            # Not "+=", which copies the sum onto itself after it is made.
+            images[:, down, across].add_(parts[:, :, :, row, column])
         inner = images[:, top : top + full_height, left : left + full_width]
         return channels_last(inner.permute(0, 3, 1, 2))
 
@@ -124,7 +125,7 @@ class Geometry:
             channels, parts.shape[3], full_height + 2 * top, full_width + 2 * left
         )
         for row, column, down, across in self.windows():
-            images[:, :, down, across] += parts[row, column]
+            images[:, :, down, across].add_(parts[row, column])
         return images[:, :, top : top + full_height, left : left + full_width].transpose(0, 1)
 
     @property
@@ -168,7 +169,7 @@ class Geometry:
             total = gram.clone()
             for offset in range(1, extent // 2 + 1):
                 t = offset * dilation * step
-                total[:, t:, t:] += gram[:, :-t, :-t]
-                total[:, :-t, :-t] += gram[:, t:, t:]
+                total[:, t:, t:].add_(gram[:, :-t, :-t])
+                total[:, :-t, :-t].add_(gram[:, t:, t:])
             gram = total
         return gram

@@ -61,35 +61,41 @@ class BatchNorm(Op):
     def forward(self, run: Run, saved: Saved, *inputs: Tensor) -> Tensor:
         """Returns y; batch statistics are those of each restart alone.
 
-        Keeps x less its mean in train mode and x itself in eval mode, with the mean that is still
-        in it.
+        Keeps x less its mean in train mode, and x itself in eval mode.
         """
         if inputs[0].dim() not in {2, 4}:
             raise UnsupportedError(f"batch norm of a {inputs[0].dim()}-dimensional input")
         saved.shape = inputs[0].shape
         x = _apart(inputs[0], run)
         if self.mean is not None and self.var is not None:
-            saved.x, saved.mean = x, self.mean[None]
+            saved.x = x
             saved.invstd = (self.var + self.eps).rsqrt()[None]
         else:
             saved.batch_mean = _mean(x)
             saved.x = x - saved.batch_mean[:, None]
             saved.batch_var = _mean(saved.x.square())
             saved.invstd = (saved.batch_var + self.eps).rsqrt()
-            saved.mean = torch.zeros_like(saved.batch_mean)
         saved.p = saved.invstd
         if self.weight is not None:
             saved.p = saved.invstd * run.weights[self.weight]
-        constant = -saved.p * saved.mean
-        if self.bias is not None:
-            constant = constant + run.weights[self.bias]
+        constant = None if self.bias is None else run.weights[self.bias][None]
+        constant = self._less_mean(constant, saved.p)
         return _together(_sum(constant, (saved.p, saved.x)), saved)
+
+    def _less_mean(self, constant: Tensor | None, on_x: Tensor) -> Tensor | None:
+        """Returns a constant without what ``on_x`` times the mean adds that is still in x."""
+        if self.mean is None:
+            return constant
+        moved = on_x * self.mean
+        return -moved if constant is None else constant - moved
 
     def _products(self, saved: Saved, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the means of a tensor and of its product with xhat."""
         mean = _mean(rows)
         with_x = _mean(rows * saved.x)
-        return mean, saved.invstd * (with_x - saved.mean * mean)
+        if self.mean is not None:
+            with_x = with_x - self.mean * mean
+        return mean, with_x.mul_(saved.invstd)
 
     def backward(
         self, run: Run, saved: Saved, gy: Tensor, *, wants_input: bool
@@ -107,9 +113,10 @@ class BatchNorm(Op):
             return (None,)
         if not self.training:
             return (_together(saved.gy * saved.p[:, None], saved),)
-        on_x = -saved.p * saved.m2 * saved.invstd
+        negative = -saved.p
+        on_x = negative * saved.m2 * saved.invstd
         terms = (on_x, saved.x), (saved.p, saved.gy)
-        return (_together(_sum(-saved.p * saved.m1, *terms), saved),)
+        return (_together(_sum(negative * saved.m1, *terms), saved),)
 
     def tangent_forward(self, run: Run, saved: Saved, *tangents: Tensor | None) -> Tensor | None:
         """Returns R{y} = gamma R{xhat} + V_gamma xhat + V_beta."""
@@ -120,16 +127,19 @@ class BatchNorm(Op):
             return None
         # In eval mode the way back does without it.
         saved.r_x = r_x if self.training else None
-        constant = torch.zeros_like(saved.p) if v_beta is None else v_beta
+        if r_x is None and v_beta is not None and v_gamma is None:
+            v_gamma = torch.zeros_like(v_beta)
+        constant = v_beta
         terms: list[Term] = [] if r_x is None else [(saved.p, r_x)]
         on_xhat = v_gamma
         if r_x is not None and self.training:
             saved.r_mean, saved.q = self._products(saved, r_x)
-            constant = constant - saved.p * saved.r_mean
-            on_xhat = _plus(on_xhat, -saved.p * saved.q)
+            negative = -saved.p
+            constant = _plus(constant, negative * saved.r_mean)
+            on_xhat = _plus(on_xhat, negative * saved.q)
         if on_xhat is not None:
             on_x = on_xhat * saved.invstd
-            constant = constant - on_x * saved.mean
+            constant = self._less_mean(constant, on_x)
             terms.append((on_x, saved.x))
         return _together(_sum(constant, *terms), saved)
 
@@ -144,12 +154,13 @@ class BatchNorm(Op):
                 terms.append((r_p, saved.gy))
             return (_together(_sum(None, *terms), saved),)
         r_m1, r_m2 = self._products(saved, rows)
-        constant, on_xhat = -p * r_m1, -p * r_m2
+        negative = -p
+        constant, on_xhat = negative * r_m1, negative * r_m2
         if saved.r_x is not None:
             gy_r_x = _mean(saved.gy * saved.r_x)
             with_r_xhat = invstd * (gy_r_x - saved.r_mean * saved.m1 - saved.q * saved.m2)
-            r_p = _plus(r_p, -p * invstd * saved.q)
-            on_r_x = -p * saved.m2 * invstd
+            r_p = _plus(r_p, negative * invstd * saved.q)
+            on_r_x = negative * saved.m2 * invstd
             terms.append((on_r_x, saved.r_x))
             constant = constant - on_r_x * saved.r_mean
             on_xhat = on_xhat - on_r_x * saved.q - p * with_r_xhat
