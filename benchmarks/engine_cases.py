@@ -1,12 +1,17 @@
 """What the engine is timed on: clients, updates and points of the search."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gradinv.attacks.engine import Engine, engine_for
+from gradinv.attacks.engine.rules.pointwise import ReLU
+from gradinv.attacks.engine.rules.pooling import MaxPool
+from gradinv.attacks.engine.traced import TracedEngine
 from gradinv.attacks.objectives import Cosine, TotalVariation
 from gradinv.data import ClientBatch
 from gradinv.federated import FedSGD, Observation, Reveal, observe, parse_defense
@@ -118,9 +123,10 @@ class Step:
     ) -> None:
         model = case.model()
         observation = case.observation(model).to(device, dtype)
+        self._model = model.to(device, dtype)
         self.images = case.images().to(device, dtype)
         self.engine: Engine = engine_for(
-            model.to(device, dtype),
+            self._model,
             observation,
             distance=Cosine(),
             regularizers=(TotalVariation(1e-3),),
@@ -144,6 +150,29 @@ class Step:
             source = torch.Generator().manual_seed(4 + 1000 * point)
             self._latents = self._prior.sample_latents(self._case.batch, source).to(self.images)
 
+    @torch.no_grad()
+    def kinks(self) -> list[Tensor]:
+        """Returns where ReLUs are positive and maxima lie, as this way computes them at its point.
+
+        At another pattern the cost has another derivative. One tensor for each layer, first those
+        of a generator; restarts are folded into the batch.
+        """
+        found, images = [], self.images
+        if self._prior is not None and self._latents is not None:
+            prior, z = self._prior, self._latents
+            found = _kinks_of(prior, lambda: prior(z))
+            images = prior(z)[None]
+        engine = self.engine
+        if isinstance(engine, TracedEngine):
+            run = engine.new_run(len(images))
+            tape, _, _ = engine.first_order(run, images)
+            for node, saved in zip(engine.program.nodes, tape, strict=True):
+                found += [saved.y > 0] if isinstance(node.op, ReLU) else []
+                found += [saved.indices] if isinstance(node.op, MaxPool) else []
+            return found
+        each = [_kinks_of(self._model, lambda batch=batch: self._model(batch)) for batch in images]
+        return [*found, *map(torch.cat, zip(*each, strict=True))]
+
     def __call__(self) -> Tensor:
         """Returns the gradient with respect to what is searched."""
         if self._prior is None or self._latents is None:
@@ -152,3 +181,22 @@ class Step:
         images = self._prior(z)
         directions = self.engine.evaluate(images[None]).gradient[0]
         return torch.autograd.grad(images, z, directions)[0]
+
+
+def _kinks_of(network: nn.Module, work: Callable[[], Tensor]) -> list[Tensor]:
+    """Returns the kinks of a network's own modules while something is computed with it."""
+    found = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if isinstance(module, nn.ReLU):
+            found.append(output > 0)
+        elif isinstance(module, nn.MaxPool2d):
+            (x,) = inputs
+            settings = module.kernel_size, module.stride, module.padding
+            found.append(functional.max_pool2d(x, *settings, return_indices=True)[1])
+
+    handles = [module.register_forward_hook(record) for module in network.modules()]
+    work()
+    for handle in handles:
+        handle.remove()
+    return found

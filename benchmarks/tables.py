@@ -168,12 +168,25 @@ def engine_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def ways_table(results: Results) -> str:
+    """Returns a row for each way: where the same attack ends, and how far from the exact way."""
+    figures = results["figures"]
+    ways = list(dict.fromkeys(row["way"] for row in results["rows"]))
+    lines = ["| way | PSNR, dB | against the exact way, dB |", "|---|---:|---:|"]
+    for way in ways:
+        difference = figures.get(f"psnr_difference {way}")
+        shown = "" if difference is None else f"{difference:+.2f}"
+        lines.append(f"| {way} | {figures[f'psnr_mean {way}']:.2f} | {shown} |")
+    return "\n".join(lines)
+
+
 RENDERERS: dict[str, Callable[[Results], str]] = {
     "audit-convnet": attack_table,
     "audit-resnet18": attack_table,
     "giml": prior_table,
     "standard": standard_table,
     "engine-cpu": engine_table,
+    "engine-ways": ways_table,
 }
 
 

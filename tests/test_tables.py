@@ -131,6 +131,28 @@ def test_a_case_of_the_engine_is_one_row_with_all_ways():
     assert line == "| net | 20 | 2.00x | 2.50x | 0.75 | 1e-06 |"
 
 
+def test_every_way_stands_beside_the_exact_one():
+    rows = [{"way": way} for way in ("exact", "exact", "bf16")]
+    figures = {"psnr_mean exact": 20.0, "psnr_mean bf16": 19.9, "psnr_difference bf16": -0.1}
+    assert tables.ways_table({"rows": rows, "figures": figures}).splitlines()[2:] == [
+        "| exact | 20.00 |  |",
+        "| bf16 | 19.90 | -0.10 |",
+    ]
+
+
+def test_the_figures_of_the_ways_follow_from_their_rows():
+    content = json.loads((RESULTS / "engine-ways.json").read_text("utf-8"))
+    rows, figures = content["rows"], content["figures"]
+    ways = dict.fromkeys(row["way"] for row in rows)
+    psnr = {way: [row["psnr"] for row in rows if row["way"] == way] for way in ways}
+    for way, values in psnr.items():
+        assert len(values) == 4 * content["settings"]["batches"]
+        assert figures[f"psnr_mean {way}"] == pytest.approx(sum(values) / len(values))
+        if way != "exact":
+            difference = figures[f"psnr_mean {way}"] - figures["psnr_mean exact"]
+            assert figures[f"psnr_difference {way}"] == pytest.approx(difference)
+
+
 def test_a_table_has_a_row_for_each_case_and_the_best_is_bold(folder):
     assert tables.render("audit-convnet", folder) == TABLE
 
