@@ -64,14 +64,14 @@ def test_the_whole_way_observe_learn_audit(capsys):
 
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_continues(capsys, monkeypatch):
     assert main(SIMULATE) == 0
-    original = module.LearningDisplay.show
+    original = module.show_learning
 
-    def press_once(self, progress):
+    def press_once(shown, progress):
         if progress.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        original(self, progress)
+        original(shown, progress)
 
-    monkeypatch.setattr(module.LearningDisplay, "show", press_once)
+    monkeypatch.setattr(module, "show_learning", press_once)
     parts = [*SIMULATE[:-1], "parts"]
     assert main(parts) == 130
     line = capsys.readouterr().err.splitlines()[-1]

@@ -33,7 +33,7 @@ def test_a_prior_is_trained_and_says_how(many, capsys):
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1] == "trained, samples in trained/samples.png"
     assert "kernel distance" in captured.out
-    assert "gradinv: 33%, step 1" in captured.err
+    assert "gradinv: training 33%, step 1" in captured.err
     assert load_generator(Path("trained")).image_shape == (1, 32, 32)
     card = read_json(Path("trained/card.json"))
     assert card["command"] == "gradinv " + " ".join(TRAIN)
@@ -45,14 +45,14 @@ def test_a_prior_is_trained_and_says_how(many, capsys):
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_continues(many, capsys, monkeypatch):
     assert main(TRAIN) == 0
     whole, _ = load_tensors(Path("trained/model.safetensors"), what="a prior")
-    original = module._TrainingDisplay.show
+    original = module.show_training
 
-    def press_once(self, progress):
+    def press_once(shown, progress):
         if progress.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        original(self, progress)
+        original(shown, progress)
 
-    monkeypatch.setattr(module._TrainingDisplay, "show", press_once)
+    monkeypatch.setattr(module, "show_training", press_once)
     parts = [*TRAIN[:-1], "parts"]
     assert main(parts) == 130
     line = capsys.readouterr().err.splitlines()[-1]

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from gradinv.audit.cell import Beat
 from gradinv.audit.plan import Cell
-from gradinv.cli.progress import AuditProgress, TimeLeft, left_words
+from gradinv.cli.progress import AuditProgress, TimeLeft, WorkProgress, left_words
 
 CELLS = (Cell("gi-x", "none", 0), Cell("gi-x", "none", 1), Cell("gi-z", "none", 0))
 
@@ -120,3 +120,36 @@ def test_a_terminal_shows_a_bar_for_each_running_cell_and_one_for_all():
         assert [task.description for task in display.bars.tasks] == [
             "all", "gi-z · none · batch 0",
         ]  # fmt: skip
+
+
+@pytest.fixture
+def work():
+    text, clock = io.StringIO(), [0.0]
+    console = Console(file=text, force_terminal=False, width=30)
+    return WorkProgress("learning", console, lambda: clock[0]), clock, text
+
+
+def test_a_log_gets_the_first_line_of_a_work_at_once_and_one_every_ten_seconds(work):
+    shown, clock, text = work
+    with shown:
+        for clock[0], fraction in ((0.0, 0.1), (9.0, 0.2), (10.0, 0.3), (11.0, 0.4)):
+            shown.advance(fraction, "a detail that is longer than the line")
+        shown.say("done [bold]here")
+    assert text.getvalue().splitlines() == [
+        "gradinv: learning 10%, a detail that is longer than the line",
+        "gradinv: learning 30%, a detail that is longer than the line",
+        "gradinv: done [bold]here",
+    ]
+
+
+def test_a_terminal_shows_the_bar_of_a_work_only_while_it_lasts():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=120)
+    with WorkProgress("learning", console) as shown:
+        assert shown.bars.live.is_started
+        shown.advance(0.25, "step 1 of 4")
+        (task,) = shown.bars.tasks
+        assert (task.description, task.completed) == ("learning", 0.25)
+        assert task.fields["detail"] == "step 1 of 4"
+    assert not shown.bars.live.is_started
+    assert "gradinv:" not in text.getvalue()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gradinv.cli import learn_prior, main
+from gradinv.cli import main
+from gradinv.cli import watch as module
 from gradinv.files import read_json
 from gradinv.metalearning import open_tasks
 from gradinv.priors import load_generator
@@ -22,6 +23,7 @@ def test_leakage_is_audited_after_every_round(capsys):
     assert main(WATCH) == 0
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1] == "w/watch.json and w/leakage.svg"
+    assert "gradinv: federation simulated: 4 updates" in captured.err
     assert "gradinv: after round 2: learning 25%, step 1 of 4" in captured.err
     rows = read_json(Path("w/watch.json"))["rounds"]
     # gi-x has no prior, so that watching changes nothing for it.
@@ -50,14 +52,14 @@ def test_the_server_goes_on_from_what_it_knew_with_all_that_it_saw():
 
 
 def test_ctrl_c_while_it_learns_and_the_same_command_again(capsys, monkeypatch):
-    original = learn_prior.LearningDisplay.show
+    original = module.show_learning
 
-    def press_once(self, progress):
-        if (self.what, progress.step) == ("after round 2: learning", 1):
+    def press_once(shown, progress):
+        if (shown.what, progress.step) == ("after round 2: learning", 1):
             os.kill(os.getpid(), signal.SIGINT)
-        original(self, progress)
+        original(shown, progress)
 
-    monkeypatch.setattr(learn_prior.LearningDisplay, "show", press_once)
+    monkeypatch.setattr(module, "show_learning", press_once)
     assert main(WATCH) == 130
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == f"gradinv: stopped; to continue: gradinv {shlex.join(WATCH)}"

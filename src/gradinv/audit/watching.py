@@ -8,9 +8,10 @@ two rounds.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -48,14 +49,30 @@ class Watcher:
     learning: LearningConfig
 
 
+@runtime_checkable
+class WatchMonitor(Protocol):
+    """Opens what hears about each part of the work, for as long as that part takes."""
+
+    def simulating(self) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Returns what is called after every update, with how many there are and will be."""
+        ...
+
+    def learning(self, rounds: int) -> AbstractContextManager[Callable[[LearningProgress], None]]:
+        """Returns what is called after every outer step after so many rounds; it may raise."""
+        ...
+
+    def auditing(self) -> AbstractContextManager[Monitor]:
+        """Returns what hears about one audit."""
+        ...
+
+
 def watch(
     config: AuditConfig,
     watcher: Watcher,
     start: Callable[[tuple[int, int, int]], Generator],
     folder: Path,
     *,
-    monitor: Callable[[int], Monitor] | None = None,
-    callback: Callable[[int, LearningProgress], None] | None = None,
+    monitor: WatchMonitor,
 ) -> dict[str, Any]:
     """Audits with what a server has learned after each round, and writes ``watch.json``.
 
@@ -67,8 +84,7 @@ def watch(
         watcher: who is watched.
         start: makes the generator that the server begins with, from the shape of the images.
         folder: where everything goes.
-        monitor: makes what hears about the audit after so many rounds.
-        callback: hears about every outer step of the learning after so many rounds.
+        monitor: hears about the work.
 
     Returns:
         The content of ``watch.json``: under ``rounds`` one row for each number of rounds watched
@@ -102,7 +118,7 @@ def watch(
         mode=config.mode,
         device=device,
     )
-    with one_thread():
+    with one_thread(), monitor.simulating() as callback:
         simulate(
             model,
             images,
@@ -112,6 +128,7 @@ def watch(
             defenses=parse_defense(config.defense[0]),
             reveal=reveal_of(config),
             model_info=model_info(config),
+            callback=callback,
         )
     prior = folder / "round-0" / "prior"
     save_generator(start(images.image_shape), prior, {"state": "start", "updates": 0})
@@ -119,12 +136,13 @@ def watch(
     settings: dict[str, Any] = {}
     for rounds in range(watcher.federation.rounds + 1):
         if rounds:
-            prior = _learn(prior, folder, rounds, watcher.learning, device, callback)
-        audit = run_audit(
-            replace(config, attack=attacks, prior=str(prior)),
-            prior.parent / "audit",
-            monitor=None if monitor is None else monitor(rounds),
-        )
+            prior = _learn(prior, folder, rounds, watcher.learning, device, monitor)
+        with monitor.auditing() as heard:
+            audit = run_audit(
+                replace(config, attack=attacks, prior=str(prior)),
+                prior.parent / "audit",
+                monitor=heard,
+            )
         own = {"rounds": rounds, "updates": rounds * watcher.federation.clients}
         rows += [{**own, **{name: row[name] for name in _KEPT}} for row in audit["summary"]]
         settings = audit["config"]
@@ -139,11 +157,11 @@ def _learn(
     rounds: int,
     learning: LearningConfig,
     device: torch.device,
-    callback: Callable[[int, LearningProgress], None] | None,
+    monitor: WatchMonitor,
 ) -> Path:
     """Returns the folder of the prior after so many rounds, learned from the one before."""
     out = folder / f"round-{rounds}" / "prior"
-    with one_thread():
+    with one_thread(), monitor.learning(rounds) as callback:
         learn_prior(
             open_tasks(folder / UPDATES, rounds=rounds),
             load_generator(before),
@@ -151,6 +169,6 @@ def _learn(
             config=replace(learning, steps=learning.steps * rounds),
             device=device,
             start_name=f"after {rounds - 1} rounds",
-            callback=None if callback is None else lambda progress: callback(rounds, progress),
+            callback=callback,
         )
     return out

@@ -6,16 +6,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from gradinv.audit.runner import ignore_signals, interruption, one_thread
 from gradinv.audit.setup import load_model, load_prior, resolve_device
 from gradinv.cli.options import LearnPrior
-from gradinv.cli.progress import LINE_SECONDS, left_words
+from gradinv.cli.progress import WorkProgress, left_words
 from gradinv.cli.stopping import Stopped
 from gradinv.cli.text import print_line
 from gradinv.data import load_images
@@ -39,52 +39,20 @@ UPDATES = "updates"
 _CURVE_SECONDS = 60.0
 
 
-class LearningDisplay:
-    """Shows how far a learning is.
+def show_simulation(shown: WorkProgress, done: int, total: int) -> None:
+    """Shows how far a simulated federation is."""
+    shown.advance(done / total, f"update {done} of {total}")
+    if done == total:
+        shown.say(f"federation simulated: {total} updates")
 
-    Args:
-        console: where to.
-        what: what it is called.
-    """
 
-    def __init__(self, console: Console, what: str = "learning") -> None:
-        self.console = console
-        self.what = what
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.bars.add_task("learning", total=1.0, detail="")
-        # The first line comes at once, so that a log shows the pace from the start.
-        self.printed = -LINE_SECONDS
-
-    def simulated(self, done: int, total: int) -> None:
-        """Shows how far the simulated federation is."""
-        detail = f"update {done} of {total}"
-        self.bars.update(self.task, description="federation", completed=done / total, detail=detail)
-        if done == total:
-            self.say(f"federation simulated: {total} updates")
-
-    def show(self, progress: LearningProgress) -> None:
-        """Shows how far the learning is."""
-        fraction = progress.step / progress.steps
-        detail = (
-            f"step {progress.step} of {progress.steps}, cost {progress.cost:.4g}, "
-            f"{left_words(progress.left)}"
-        )
-        self.bars.update(self.task, description=self.what, completed=fraction, detail=detail)
-        if not self.console.is_terminal and progress.seconds - self.printed >= LINE_SECONDS:
-            self.printed = progress.seconds
-            self.say(f"{self.what} {fraction:.0%}, {detail}")
-
-    def say(self, line: str) -> None:
-        """Prints one line to standard error."""
-        print_line(self.console, f"gradinv: {line}")
+def show_learning(shown: WorkProgress, progress: LearningProgress) -> None:
+    """Shows how far a learning is."""
+    detail = (
+        f"step {progress.step} of {progress.steps}, cost {progress.cost:.4g}, "
+        f"{left_words(progress.left)}"
+    )
+    shown.advance(progress.step / progress.steps, detail)
 
 
 class _Curve:
@@ -138,32 +106,30 @@ def learn(options: LearnPrior, command: str) -> None:
     config = config_of(options)
     device = resolve_device(options.device)
     out = ensure_writable_folder(Path(options.out))
-    display = LearningDisplay(Console(stderr=True))
-    with one_thread(), display.bars, interruption() as interrupted:
+    with one_thread(), interruption() as interrupted:
         if options.simulate is not None:
-            _simulate(options, out / UPDATES, device, display)
+            _simulate(options, out / UPDATES, device)
         folder = out / UPDATES if options.updates is None else Path(options.updates)
         start = load_prior(options.start, device=torch.device("cpu"), embedded=False)
         shape = None if start is None else start.image_shape
         tasks = open_tasks(
             folder, model=options.model, image_shape=shape, rounds=options.rounds_watched
         )
-        for sentence in tasks.broken:
-            display.say(f"left out: {sentence}")
-        display.say(
-            f"{len(tasks.tasks)} updates of {tasks.images} images, made with "
-            f"{len(tasks.networks)} networks"
-        )
-
         curve = _Curve(out)
+        with WorkProgress("learning") as display, _executor(options.workers) as executor:
+            for sentence in tasks.broken:
+                display.say(f"left out: {sentence}")
+            display.say(
+                f"{len(tasks.tasks)} updates of {tasks.images} images, made with "
+                f"{len(tasks.networks)} networks"
+            )
 
-        def callback(progress: LearningProgress) -> None:
-            display.show(progress)
-            curve.show()
-            if interrupted():
-                raise Stopped("--out", options.out)
+            def callback(progress: LearningProgress) -> None:
+                show_learning(display, progress)
+                curve.show()
+                if interrupted():
+                    raise Stopped("--out", options.out)
 
-        with _executor(options.workers) as executor:
             learn_prior(
                 tasks,
                 start
@@ -192,9 +158,7 @@ def config_of(options: LearnPrior) -> LearningConfig:
     return LearningConfig(**{**given, **PAPER})
 
 
-def _simulate(
-    options: LearnPrior, folder: Path, device: torch.device, display: LearningDisplay
-) -> None:
+def _simulate(options: LearnPrior, folder: Path, device: torch.device) -> None:
     assert options.simulate is not None
     images = load_images(
         Path(options.simulate), image_size=options.image_size, channels=options.channels
@@ -209,22 +173,23 @@ def _simulate(
         mode="eval",
         device=device,
     )
-    simulate(
-        model,
-        images,
-        Federation(
-            clients=options.clients,
-            rounds=options.rounds,
-            batch_size=options.batch_size,
-            lr=options.server_lr,
-            seed=options.seed,
-        ),
-        folder,
-        defenses=parse_defense(options.defense),
-        reveal=Reveal(labels=not options.hide_labels),
-        model_info={"spec": spec, "seed": str(options.seed), "mode": "eval"},
-        callback=display.simulated,
-    )
+    with WorkProgress("federation") as shown:
+        simulate(
+            model,
+            images,
+            Federation(
+                clients=options.clients,
+                rounds=options.rounds,
+                batch_size=options.batch_size,
+                lr=options.server_lr,
+                seed=options.seed,
+            ),
+            folder,
+            defenses=parse_defense(options.defense),
+            reveal=Reveal(labels=not options.hide_labels),
+            model_info={"spec": spec, "seed": str(options.seed), "mode": "eval"},
+            callback=partial(show_simulation, shown),
+        )
 
 
 def untrained(

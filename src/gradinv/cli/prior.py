@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from gradinv.audit.runner import interruption
 from gradinv.audit.setup import EMBEDDED, resolve_device
 from gradinv.cli.options import PriorShow, PriorTrain
-from gradinv.cli.progress import LINE_SECONDS, left_words
+from gradinv.cli.progress import WorkProgress, left_words
 from gradinv.cli.stopping import Stopped
 from gradinv.cli.text import print_line, report_console
 from gradinv.data import load_images
@@ -39,38 +38,15 @@ _ABOVE_ZERO = (
 )  # fmt: skip
 
 
-class _TrainingDisplay:
-    """Shows a training's progress, and leaves it on Ctrl-C."""
-
-    def __init__(self, console: Console, out: str) -> None:
-        self.console = console
-        self.out = out
-        self.bars = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.bars.add_task("training", total=1.0, detail="")
-        # The first line comes at once, so that a log shows the pace from the start.
-        self.printed = -LINE_SECONDS
-
-    def show(self, progress: TrainingProgress) -> None:
-        """Shows where the training is."""
-        fraction = progress.fraction
-        left = progress.seconds * (1 - fraction) / fraction if fraction > 0 else None
-        detail = (
-            f"step {progress.step}, {progress.images_per_second:.0f} images/s, losses "
-            f"G {progress.generator_loss:.2f} D {progress.discriminator_loss:.2f}, "
-            f"{left_words(left)}"
-        )
-        self.bars.update(self.task, completed=fraction, detail=detail)
-        if not self.console.is_terminal and progress.seconds - self.printed >= LINE_SECONDS:
-            self.printed = progress.seconds
-            print_line(self.console, f"gradinv: {fraction:.0%}, {detail}")
+def show_training(shown: WorkProgress, progress: TrainingProgress) -> None:
+    """Shows how far a training is."""
+    fraction = progress.fraction
+    left = progress.seconds * (1 - fraction) / fraction if fraction > 0 else None
+    detail = (
+        f"step {progress.step}, {progress.images_per_second:.0f} images/s, losses "
+        f"G {progress.generator_loss:.2f} D {progress.discriminator_loss:.2f}, {left_words(left)}"
+    )
+    shown.advance(fraction, detail)
 
 
 def train(options: PriorTrain, command: str) -> None:
@@ -113,11 +89,10 @@ def train(options: PriorTrain, command: str) -> None:
         Path(options.data), image_size=options.image_size, channels=options.channels
     )
     out = ensure_writable_folder(Path(options.out))
-    display = _TrainingDisplay(Console(stderr=True), options.out)
-    with display.bars, interruption() as interrupted:
+    with WorkProgress("training") as display, interruption() as interrupted:
 
         def callback(progress: TrainingProgress) -> None:
-            display.show(progress)
+            show_training(display, progress)
             if interrupted():
                 raise Stopped("--out", options.out)
 

@@ -1,9 +1,10 @@
 """What runs and how long it will take, on standard error.
 
-A terminal shows one bar for each running cell and one for all; elsewhere a line comes every ten
-seconds, so that a log stays readable.
+A terminal shows bars, for an audit one for each running cell and one for all; elsewhere a line
+comes every ten seconds, so that a log stays readable.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from gradinv.audit.cell import Beat
 from gradinv.audit.plan import Cell
 from gradinv.audit.runner import Monitor
+from gradinv.cli.text import print_line
 from gradinv.report.words import duration
 
 LINE_SECONDS = 10.0
@@ -78,6 +80,61 @@ def left_words(seconds: float | None) -> str:
     return "time left unknown" if seconds is None else f"about {duration(seconds)} left"
 
 
+def new_bars(console: Console) -> Progress:
+    """Returns bars with a text on both sides, for a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+class WorkProgress:
+    """Shows how far one long piece of work is; the bar is there inside ``with``.
+
+    Args:
+        what: what the work is called.
+        console: where to; standard error by default.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.what = what
+        self.console = console or Console(stderr=True)
+        self.clock = clock
+        self.bars = new_bars(self.console)
+        self.task = self.bars.add_task(what, total=1.0, detail="")
+        # The first line comes at once, so that a log shows the pace from the start.
+        self.printed = -math.inf
+
+    def __enter__(self) -> "WorkProgress":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bars.stop()
+
+    def advance(self, fraction: float, detail: str) -> None:
+        """Says that ``fraction`` of the work is done."""
+        self.bars.update(self.task, completed=fraction, detail=detail)
+        if not self.console.is_terminal and self.clock() - self.printed >= LINE_SECONDS:
+            self.printed = self.clock()
+            self.say(f"{self.what} {fraction:.0%}, {detail}")
+
+    def say(self, line: str) -> None:
+        """Prints one line."""
+        print_line(self.console, f"gradinv: {line}")
+
+
 def cell_words(cell: Cell) -> str:
     """Returns ``gi-z/w · sparsify:0.95 · batch 0``."""
     return f"{cell.attack} · {cell.defense} · batch {cell.batch}"
@@ -96,15 +153,7 @@ class AuditProgress(Monitor):
     ) -> None:
         self.console = console or Console(stderr=True)
         self.clock = clock
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[detail]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
+        self.bars = new_bars(self.console)
         self.tasks: dict[str, TaskID] = {}
         self.cells: dict[str, Cell] = {}
         self.running: dict[str, Beat] = {}

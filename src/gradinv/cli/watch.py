@@ -1,22 +1,55 @@
 """``gradinv watch``: leakage over the rounds that a server watches."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gradinv.audit.runner import AuditStopped, interruption
+from gradinv.audit.runner import AuditStopped, Monitor, interruption
 from gradinv.audit.watching import RECORD, Watcher, watch
-from gradinv.cli.learn_prior import LearningDisplay, untrained
+from gradinv.cli.learn_prior import show_learning, show_simulation, untrained
 from gradinv.cli.options import Watch
-from gradinv.cli.progress import AuditProgress
+from gradinv.cli.progress import AuditProgress, WorkProgress
 from gradinv.cli.stopping import Stopped, run_folder
 from gradinv.cli.text import print_line, report_console
 from gradinv.federated import Federation
 from gradinv.metalearning import LearningConfig, LearningProgress
 from gradinv.report.curve import write_curve
 from gradinv.report.words import interval, number, percent
+
+
+class _Display:
+    """Shows every part of the work, and leaves the learning on Ctrl-C."""
+
+    def __init__(self, console: Console, folder: Path, interrupted: Callable[[], bool]) -> None:
+        self.console = console
+        self.folder = folder
+        self.interrupted = interrupted
+
+    @contextmanager
+    def simulating(self) -> Iterator[Callable[[int, int], None]]:
+        with WorkProgress("federation", self.console) as shown:
+            yield partial(show_simulation, shown)
+
+    @contextmanager
+    def learning(self, rounds: int) -> Iterator[Callable[[LearningProgress], None]]:
+        what = f"after round {rounds}: learning"
+        with WorkProgress(what, self.console) as shown:
+
+            def callback(progress: LearningProgress) -> None:
+                show_learning(shown, progress)
+                if self.interrupted():
+                    raise Stopped("--out", str(self.folder))
+
+            yield callback
+
+    def auditing(self) -> AbstractContextManager[Monitor]:
+        return AuditProgress(self.console).shown()
 
 
 def watch_rounds(options: Watch) -> None:
@@ -40,16 +73,7 @@ def watch_rounds(options: Watch) -> None:
         ),
         LearningConfig(steps=options.steps, seed=config.seed),
     )
-    displays: dict[int, LearningDisplay] = {}
     with interruption() as interrupted:
-
-        def callback(rounds: int, progress: LearningProgress) -> None:
-            if rounds not in displays:
-                displays[rounds] = LearningDisplay(console, f"after round {rounds}: learning")
-            displays[rounds].show(progress)
-            if interrupted():
-                raise Stopped("--out", str(folder))
-
         try:
             found = watch(
                 config,
@@ -58,8 +82,7 @@ def watch_rounds(options: Watch) -> None:
                     shape, options.base_channels, options.latent, seed=config.seed
                 ),
                 folder,
-                monitor=lambda _: AuditProgress(console),
-                callback=callback,
+                monitor=_Display(console, folder, interrupted),
             )
         except AuditStopped as stopped:
             raise Stopped("--out", str(folder)) from stopped
