@@ -218,18 +218,14 @@ def load_model(
     return model.to(device).train(mode == "train")
 
 
-def prepare_client(config: AuditConfig) -> tuple[Client, nn.Module]:
-    """Loads the client's images and network.
+def images_and_network(config: AuditConfig, data: str | None) -> tuple[ImageSet, nn.Module]:
+    """Loads images, the embedded ones without a path, and the network that learns their classes.
 
     Raises:
-        GradinvError: images, network, weights or a defence are not what they should be.
+        GradinvError: images, network or weights are not what they should be.
     """
-    defenses = {spec: parse_defense(spec) for spec in config.defense}
-    device = resolve_device(config.device)
     images = load_images(
-        None if config.data is None else Path(config.data),
-        image_size=config.image_size,
-        channels=config.channels,
+        None if data is None else Path(data), image_size=config.image_size, channels=config.channels
     )
     model = load_model(
         config.model,
@@ -238,8 +234,19 @@ def prepare_client(config: AuditConfig) -> tuple[Client, nn.Module]:
         seed=config.seed,
         weights=config.weights,
         mode=config.mode,
-        device=device,
+        device=resolve_device(config.device),
     )
+    return images, model
+
+
+def prepare_client(config: AuditConfig) -> tuple[Client, nn.Module]:
+    """Loads the client's images and network.
+
+    Raises:
+        GradinvError: images, network, weights or a defence are not what they should be.
+    """
+    defenses = {spec: parse_defense(spec) for spec in config.defense}
+    images, model = images_and_network(config, config.data)
     batches = images.batches(batch_size=config.batch_size, count=config.batches, seed=config.seed)
     return Client(images, batches, defenses), model
 

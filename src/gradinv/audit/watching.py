@@ -19,8 +19,7 @@ from gradinv.attacks import preset
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.protocol import protocol_of, reveal_of
 from gradinv.audit.runner import Monitor, one_thread, run_audit
-from gradinv.audit.setup import load_model, model_info, resolve_device
-from gradinv.data import load_images
+from gradinv.audit.setup import images_and_network, model_info, resolve_device
 from gradinv.errors import ConfigError
 from gradinv.federated import Federation, parse_defense, simulate
 from gradinv.files import ensure_writable_folder, write_json
@@ -105,19 +104,8 @@ def watch(
             f"expected one defence, got {', '.join(config.defense)}; watch one at a time"
         )
     folder = ensure_writable_folder(Path(folder))
-    images = load_images(
-        Path(watcher.images), image_size=config.image_size, channels=config.channels
-    )
     device = resolve_device(config.device)
-    model = load_model(
-        config.model,
-        num_classes=images.num_classes,
-        image_shape=images.image_shape,
-        seed=config.seed,
-        weights=config.weights,
-        mode=config.mode,
-        device=device,
-    )
+    images, model = images_and_network(config, watcher.images)
     with one_thread(), monitor.simulating() as callback:
         simulate(
             model,
