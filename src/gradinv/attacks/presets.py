@@ -148,7 +148,7 @@ _ATTACKS = (
     ),
 )
 
-_STANDARD = Standard("standard", reference="gradinv: standard-2")
+_STANDARD = Standard("standard", reference="gradinv: standard-3")
 
 PRESETS: dict[str, Attack] = {attack.name: attack for attack in (*_ATTACKS, _STANDARD)}
 
