@@ -128,6 +128,7 @@ class BatchNorm(Op):
         # In eval mode the way back does without it.
         saved.r_x = r_x if self.training else None
         if r_x is None and v_beta is not None and v_gamma is None:
+            # V_beta alone says nothing about the shape of R{y}.
             v_gamma = torch.zeros_like(v_beta)
         constant = v_beta
         terms: list[Term] = [] if r_x is None else [(saved.p, r_x)]
