@@ -69,7 +69,8 @@ def test_the_report_can_be_written_again(capsys):
 def test_ctrl_c_ends_with_130_and_the_printed_command_continues():
     """The whole way: two processes, a signal to the whole group as a terminal sends it."""
     command = [sys.executable, "-m", "gradinv.cli", *TINY, "--out", "run"]
-    command[command.index("--steps-scale") + 1] = "3"
+    # Long enough that the first line of progress, after ten seconds, finds it running.
+    command[command.index("--steps-scale") + 1] = "10"
     command[command.index("--workers") + 1] = "2"
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
