@@ -37,6 +37,27 @@ def test_leakage_is_audited_after_every_round(capsys):
     assert "<circle" in Path("w/leakage.svg").read_text()
 
 
+def test_every_part_of_the_work_has_its_bar(monkeypatch):
+    shown = []
+    enter, audited = module.WorkProgress.__enter__, module.AuditProgress.shown
+
+    def open_bar(self):
+        shown.append(self.what)
+        return enter(self)
+
+    def open_bars(self):
+        shown.append("audit")
+        return audited(self)
+
+    monkeypatch.setattr(module.WorkProgress, "__enter__", open_bar)
+    monkeypatch.setattr(module.AuditProgress, "shown", open_bars)
+    assert main(WATCH) == 0
+    assert shown == [
+        "federation", "audit", "after round 1: learning", "audit", "after round 2: learning",
+        "audit",
+    ]  # fmt: skip
+
+
 def test_the_server_goes_on_from_what_it_knew_with_all_that_it_saw():
     assert main(WATCH) == 0
     for rounds in (1, 2):
