@@ -164,7 +164,7 @@ class Problem:
         normalised = (images - self.mean) / self.std
         return torch.stack([term(normalised) for term in self.image_terms]).sum()
 
-    def image_penalties(
+    def image_penalty_with_gradient(
         self, images: Float[Tensor, "restart batch channel height width"]
     ) -> tuple[Float[Tensor, " restart"], Float[Tensor, "restart batch channel height width"]]:
         """Returns the sum of the image terms of every restart, and its gradient."""

@@ -182,6 +182,6 @@ class TracedEngine:
         """Returns the result with the terms on images added."""
         cost = matching if penalty is None else matching + penalty
         if self.problem.image_terms:
-            penalties, own = self.problem.image_penalties(images)
+            penalties, own = self.problem.image_penalty_with_gradient(images)
             cost, gradient = cost + penalties, gradient + own
         return Evaluated(cost, matching, gradient.contiguous())
