@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.memory_of:
         index, way = options.memory_of
-        print(json.dumps(_peak_memory(CASES[int(index)], way, device)))
+        print(json.dumps(peak_memory(CASES[int(index)], way, device)))
         return 0
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     peak = convolution_peak(device, clock)
@@ -139,9 +139,9 @@ def _measured(
     case: Case, device: str, clock: Callable[[], float], repeats: int, peak: float
 ) -> list[dict[str, Any]]:
     """Returns one row for each way."""
-    steps = {way: Step(case, way, device) for way in WAYS}
+    steps = {way: Step(case, way, device) for way in case.ways}
     errors = _errors(case, steps, device)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: dict[str, list[float]] = {way: [] for way in steps}
     for _ in range(repeats):
         for way, step in steps.items():
             seconds[way].append(_timed(step, device, clock))
@@ -194,7 +194,7 @@ def _memory_in_a_process(case: Case, way: str, threads: int) -> float:
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def _peak_memory(case: Case, way: str, device: str) -> float:
+def peak_memory(case: Case, way: str, device: str) -> float:
     """Returns the most MiB of tensors that the engine and three steps hold at a time."""
     if device == "cuda":
         _three_steps(case, way, device)
@@ -218,6 +218,8 @@ def _three_steps(case: Case, way: str, device: str) -> None:
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(*_COLUMNS, title="One step of an attack: dc/dx")
     for row in rows:
+        if row["way"] == WAYS[0]:
+            table.add_section()
         table.add_row(
             row["case"] if row["way"] == WAYS[0] else "",
             row["way"],
@@ -227,7 +229,6 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['error']:.1e}",
             f"{100 * row['flips']:.0f} %",
             f"{100 * row['share_of_peak']:.0f} %",
-            end_section=row["way"] == WAYS[-1],
         )
     return table
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradinv.attacks.engine import Engine, engine_for
+from gradinv.attacks.engine import Engine, Evaluated, PlainDoubleBackward, engine_for
 from gradinv.attacks.engine.rules.pointwise import ReLU
 from gradinv.attacks.engine.rules.pooling import MaxPool
 from gradinv.attacks.engine.traced import TracedEngine
@@ -19,6 +19,9 @@ from gradinv.models import ConvNet, ResNet18
 from gradinv.priors.dcgan import DCGAN
 
 CLASSES = 10
+
+WAYS = ("plain", "exact", "frozen-pattern", "exact, bf16 tangents")
+ONE_GRAPH = "plain, one graph"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Case:
         parts += ["behind DCGAN"] if self.generator else []
         parts += [f"{self.restarts} restarts"] if self.restarts > 1 else []
         return ", ".join(parts)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """What is measured: every way, and one that there is only where restarts are several."""
+        return (*WAYS, ONE_GRAPH) if self.restarts > 1 else WAYS
 
     def model(self) -> nn.Module:
         """Returns the client's network with seeded weights."""
@@ -101,11 +109,28 @@ CASES = (
     Case("convnet", 4, "eval", restarts=8),
 )
 
-WAYS = ("plain", "exact", "frozen-pattern", "exact, bf16 tangents")
-
 # Passes over the network that a way cannot do without, in forward FLOPs: a forward, a backward
 # to inputs and weights, and two tangent passes of two products each; or two first-order passes.
-PASSES = {"plain": 7, "exact": 7, "frozen-pattern": 5, "exact, bf16 tangents": 7}
+PASSES = {"plain": 7, "exact": 7, "frozen-pattern": 5, "exact, bf16 tangents": 7, ONE_GRAPH: 7}
+
+
+class PlainInOneGraph(PlainDoubleBackward):
+    """Double backward that holds all restarts at once, where plain holds one after the other.
+
+    What the memory of restarts that are computed together is to be compared with.
+    """
+
+    way = ONE_GRAPH
+
+    def evaluate(self, images: Tensor, labels: Tensor | None = None) -> Evaluated:
+        """Returns cost, matching cost and dc/dx of every restart."""
+        searched = images.detach().requires_grad_()
+        with torch.enable_grad():
+            each = zip(searched, self._labels(labels, len(searched)), strict=True)
+            found = [self._cost(batch, y) for batch, y in each]
+            cost, matching = (torch.stack(values) for values in zip(*found, strict=True))
+        (gradient,) = torch.autograd.grad(cost.sum(), searched)
+        return Evaluated(cost.detach(), matching.detach(), gradient)
 
 
 class Step:
@@ -113,7 +138,7 @@ class Step:
 
     Args:
         case: the setting.
-        way: one of :data:`WAYS`.
+        way: one of the case's.
         device: where it runs.
         dtype: of everything in it.
     """
@@ -125,14 +150,7 @@ class Step:
         observation = case.observation(model).to(device, dtype)
         self._model = model.to(device, dtype)
         self.images = case.images().to(device, dtype)
-        self.engine: Engine = engine_for(
-            self._model,
-            observation,
-            distance=Cosine(),
-            regularizers=(TotalVariation(1e-3),),
-            way=way.split(",", maxsplit=1)[0],
-            tangent_dtype=torch.bfloat16 if "bf16" in way else None,
-        )
+        self.engine = _engine(way, self._model, observation)
         self._case = case
         self._latents: Tensor | None = None
         self._prior: DCGAN | None = None
@@ -181,6 +199,19 @@ class Step:
         images = self._prior(z)
         directions = self.engine.evaluate(images[None]).gradient[0]
         return torch.autograd.grad(images, z, directions)[0]
+
+
+def _engine(way: str, model: nn.Module, observation: Observation) -> Engine:
+    settings = {"distance": Cosine(), "regularizers": (TotalVariation(1e-3),)}
+    if way == ONE_GRAPH:
+        return PlainInOneGraph(model, observation, **settings)
+    return engine_for(
+        model,
+        observation,
+        **settings,
+        way=way.split(",", maxsplit=1)[0],
+        tangent_dtype=torch.bfloat16 if "bf16" in way else None,
+    )
 
 
 def _kinks_of(network: nn.Module, work: Callable[[], Tensor]) -> list[Tensor]:

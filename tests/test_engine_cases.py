@@ -1,9 +1,10 @@
-"""The cases of the engine's benchmark: errors count only where the kinks are those of float64."""
+"""The cases of the engine's benchmark: where errors count, and what the memory is compared with."""
 
 import pytest
 import torch
 
-from benchmarks.engine_cases import Case, Step
+from benchmarks.bench_engine import peak_memory
+from benchmarks.engine_cases import ONE_GRAPH, WAYS, Case, Step
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,29 @@ def test_another_point_has_other_kinks():
     assert not all(map(torch.equal, step.kinks(), before))
     step.move_to(0)
     assert all(map(torch.equal, step.kinks(), before))
+
+
+def test_one_graph_of_all_restarts_is_the_loop_over_them():
+    case = Case("convnet", 2, "train", restarts=3)
+    found, expected = (Step(case, way, "cpu", torch.float64)() for way in (ONE_GRAPH, "plain"))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_one_graph_is_measured_where_restarts_are_several():
+    assert Case("convnet", 2, "train").ways == WAYS
+    assert Case("convnet", 2, "train", restarts=3).ways == (*WAYS, ONE_GRAPH)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_exact_way_holds_no_more_than_double_backward(batch, mode):
+    """A ConvNet has the fewest activations beside its weights, whose order the engine changes."""
+    case = Case("convnet", batch, mode)
+    exact, plain = (peak_memory(case, way, "cpu") for way in ("exact", "plain"))
+    assert 0.5 * plain < exact <= plain
+
+
+def test_restarts_at_once_hold_no_more_than_as_many_in_one_graph():
+    case = Case("convnet", 1, "train", restarts=8)
+    exact, loop, plain = (peak_memory(case, way, "cpu") for way in ("exact", "plain", ONE_GRAPH))
+    assert loop < exact <= plain

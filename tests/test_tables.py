@@ -131,6 +131,15 @@ def test_a_case_of_the_engine_is_one_row_with_all_ways():
     assert line == "| net | 20 | 2.00x | 2.50x | 0.75 | 1e-06 |"
 
 
+def test_memory_of_restarts_is_over_a_loop_and_over_one_graph():
+    row = {"case": "net", "ratio": 1.0, "ms": 20.4, "error": 1e-6}
+    peaks = {"plain": 100.0, "exact": 150.0, tables.ONE_GRAPH: 200.0}
+    rows = [row | {"way": way, "peak_mib": peak} for way, peak in peaks.items()]
+    header, _, line = tables.engine_table({"rows": rows}).splitlines()
+    assert tables.ONE_GRAPH not in header
+    assert line == "| net | 20 | 1.00x | 1.50 / 0.75 | 1e-06 |"
+
+
 def test_every_way_stands_beside_the_exact_one():
     rows = [{"way": way} for way in ("exact", "exact", "bf16")]
     figures = {"psnr_mean exact": 20.0, "psnr_mean bf16": 19.9, "psnr_difference bf16": -0.1}

@@ -183,3 +183,8 @@ def test_the_form_follows_the_shapes():
     assert form(geometry(4, 64, 32, kernel=1, stride=2), 128) is ByMatrix
     assert form(geometry(4, 256, 8), 256) is ByMatrix
     assert form(geometry(64, 512, 4), 512) is ByMatrix
+    # ConvNet on single images, which PyTorch would convolve by another path.
+    assert form(geometry(1, 3, 32), 32) is FewChannels
+    assert form(geometry(1, 32, 32, stride=2), 32) is DirectButOuter
+    assert form(geometry(1, 32, 16), 64) is ByMatrix
+    assert form(geometry(2, 32, 16), 64) is Direct

@@ -103,7 +103,7 @@ def engine_for(
     return ExactROperator(problem, program, tangent_dtype=tangent_dtype, tangent_tf32=tangent_tf32)
 
 
-_BUCKETS = 2**14  # numbers that a tensor is compared by
+_BUCKETS = 2**12  # numbers that a tensor is compared by
 
 
 def _check_first_order(program: Program, problem: Problem, observation: Observation) -> None:

@@ -22,6 +22,9 @@ _backward = torch.ops.aten.convolution_backward.default
 _SMALL_IMAGE = 16
 # Channels of the input up to which a direct transposed convolution does.
 _FEW_CHANNELS = 4
+# Elements of the input up to which PyTorch convolves a single image by a path of its own, which
+# builds the patches for every product again and copies channels-last images back and forth.
+_SINGLE_IMAGE = 20480
 
 
 def products_of(geometry: Geometry, weight: Tensor) -> Products:
@@ -35,6 +38,8 @@ def products_of(geometry: Geometry, weight: Tensor) -> Products:
         return ByMatrix(geometry, channel_major=channel_major(weight))
     if geometry.in_shape[1] <= _FEW_CHANNELS and not channel_major(weight):
         return FewChannels(geometry)
+    if geometry.in_shape[0] == 1 and geometry.in_shape.numel() <= _SINGLE_IMAGE:
+        return ByMatrix(geometry, channel_major=channel_major(weight))
     # The gradient of the weights sums over positions; with few of them it is the first to suffer.
     few = geometry.positions <= outputs * (8 if geometry.stride != (1, 1) else 2)
     return DirectButOuter(geometry) if few else Direct(geometry)

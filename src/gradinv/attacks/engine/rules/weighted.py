@@ -24,6 +24,7 @@ from gradinv.attacks.engine.rules.op import (
     Run,
     Saved,
     UnsupportedError,
+    channels_last,
     per_channel,
     rows_of,
 )
@@ -64,9 +65,7 @@ class Weighted(Op):
         weight = run.weights[self.weight]
         saved.products = self.products(a, weight)
         saved.ghost = self.weight in run.observed and self.ghost_pays(a, weight, run.restarts)
-        saved.a = saved.products.prepared(a)
-        if saved.ghost:
-            saved.input = a
+        saved.input, saved.a = a, saved.products.prepared(a)
         bias = None if self.bias is None else run.weights[self.bias]
         y = saved.products.forward(saved.a, weight, bias)
         saved.out_shape = y.shape
@@ -87,6 +86,8 @@ class Weighted(Op):
                 for index in range(run.restarts)
             ]
             run.add_gradient(self.weight, gradients)
+        # The patches of a 3 x 3 kernel are nine times the input, from which they can be had again.
+        saved.a = None
         if self.bias is not None and self.bias in run.wanted:
             over = [axis for axis in range(gy.dim()) if axis != 1]
             gradients = [part(gy, index, run.restarts).sum(over) for index in range(run.restarts)]
@@ -114,31 +115,27 @@ class Weighted(Op):
         products, restarts = saved.products, run.restarts
         y = None
         if r_a is not None:
-            r_a = products.prepared(r_a)
-            y = _forward(products, r_a, run.tangent_weight(self.weight), run)
+            y = _forward(products, products.prepared(r_a), run.tangent_weight(self.weight), run)
         v_bias = run.direction(self.bias)
-        v = None if saved.ghost else run.direction(self.weight)
         if saved.ghost:
             moved = products.gathered(saved.inner_gram @ saved.rows)
             own = run.ghosts[self.weight].combined(restarts, moved, saved.star)
             y = own if y is None else y.add_(own)
-        elif v is not None and y is None:
-            parts = [
-                _forward(products, part(saved.a, index, restarts), own, run)
-                for index, own in enumerate(v)
-            ]
-            y = parts[0] if restarts == 1 else torch.cat(parts)
-        elif v is not None and y is not None:
-            for index, own in enumerate(v):
-                _add_forward(
-                    products, part(y, index, restarts), part(saved.a, index, restarts), own, run
-                )
-        # The way back needs none of these, and activations are most of what a step holds.
-        saved.a = saved.star = saved.rows = saved.inner_gram = None
+            saved.star = saved.rows = saved.inner_gram = None
+        elif (v := run.direction(self.weight)) is not None:
+            a = products.prepared(saved.input)
+            if y is None and restarts == 1:
+                y = _forward(products, a, v[0], run)
+            else:
+                y = _zeros(saved.out_shape, a) if y is None else y
+                for i, own in enumerate(v):
+                    _add_forward(products, part(y, i, restarts), part(a, i, restarts), own, run)
+            # The way back does without it, and activations are most of what a step holds.
+            saved.input = None
         if v_bias is None:
             return y
         if y is None:
-            y = v_bias[0].new_zeros(saved.out_shape)
+            y = _zeros(saved.out_shape, v_bias[0])
         spread = per_channel(torch.stack(v_bias)[:, None], like=y)
         y.unflatten(0, (restarts, -1)).add_(spread)
         return y
@@ -158,6 +155,11 @@ class Weighted(Op):
             gy = part(saved.gy, index, restarts)
             _add_backward(products, products.of_restart(sums, index, restarts), gy, own, run)
         return (products.image(sums),)
+
+
+def _zeros(shape: torch.Size, like: Tensor) -> Tensor:
+    """Returns zeros, images with channels last in memory."""
+    return channels_last(like.new_zeros(1).expand(shape))
 
 
 def _forward(products: Products, a: Tensor, weight: Tensor, run: Run) -> Tensor:
