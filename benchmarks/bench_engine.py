@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -33,7 +34,7 @@ from benchmarks.results import ROOT, write_results
 
 _MEBIBYTE = 1024**2
 _POINTS = 7  # of the search, at which errors are looked at
-_COLUMNS = ("case", "way", "ratio", "ms", "peak MiB", "error", "flips", "share of peak")
+_COLUMNS = ("case and way", "ratio", "ms", "peak\nMiB", "error", "flips", "share\nof peak")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -216,17 +217,19 @@ def _three_steps(case: Case, way: str, device: str) -> None:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table(*_COLUMNS, title="One step of an attack: dc/dx")
+    table = Table(title="One step of an attack: dc/dx", box=SIMPLE_HEAD)
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name == _COLUMNS[0] else "right")
     for row in rows:
         if row["way"] == WAYS[0]:
             table.add_section()
+            table.add_row(f"[bold]{row['case']}[/bold]")
         table.add_row(
-            row["case"] if row["way"] == WAYS[0] else "",
-            row["way"],
+            f"  {row['way']}",
             f"{row['ratio']:.2f}",
             f"{row['ms']:.1f}",
-            f"{row['peak_mib']:.0f}" if "peak_mib" in row else "",
-            f"{row['error']:.1e}",
+            f"{row['peak_mib']:.1f}" if "peak_mib" in row else "",
+            f"{row['error']:.0e}",
             f"{100 * row['flips']:.0f} %",
             f"{100 * row['share_of_peak']:.0f} %",
         )
