@@ -52,14 +52,13 @@ def test_what_is_shown_is_the_mean_of_restarts_that_match_about_as_well(
     seen = []
     select = Solution.select
     monkeypatch.setattr(Solution, "select", lambda s, which: seen.append(s) or select(s, which))
-    for averaged in (1.5, 1e9, 1.0):
+    costs = invert(observation, victim, attack, prior=prior).objective.sort().values
+    between = float((costs[1] + costs[2]) / (2 * costs[0]))
+    for averaged, near in ((1.0, 1), (between, 2), (1e9, 4)):
         seen.clear()
-        chosen = replace(attack, averaged=averaged)
-        found = invert(observation, victim, chosen, prior=prior)
-        images = seen[-1].images
-        near = found.objective <= averaged * found.objective.min()
-        assert int(near.sum()) == {1e9: 4, 1.0: 1}.get(averaged, int(near.sum()))
-        torch.testing.assert_close(found.images, images[near].mean(0).clamp(0, 1))
+        found = invert(observation, victim, replace(attack, averaged=averaged), prior=prior)
+        images = seen[-1].images[found.objective.argsort()[:near]]
+        torch.testing.assert_close(found.images, images.mean(0).clamp(0, 1))
         torch.testing.assert_close(found.images, found.stages[-1].images)
 
 
