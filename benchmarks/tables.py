@@ -185,11 +185,32 @@ def ways_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def defense_table(results: Results) -> str:
+    """Returns a row for each defence: what the strongest attack makes of it, and what it costs."""
+    figures = results["figures"]
+    lines = [
+        "| defence | strongest attack | PSNR, mean (dB) | SSIM, mean | images identified | verdict "
+        "| accuracy |",
+        "|---|---|---:|---:|---:|---|---:|",
+    ]
+    for defense, found in results["settings"]["strongest"].items():
+        identified = round(figures[f"identified {defense}"] * found["n"])
+        cells = (
+            f"`{defense}`", f"`{found['attack'].split(':')[0]}`",
+            f"{figures[f'psnr_mean {defense}']:.2f}", f"{figures[f'ssim_mean {defense}']:.2f}",
+            f"{identified} of {found['n']}", found["level"].lower(),
+            f"{100 * figures[f'accuracy {defense}']:.1f} %",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 RENDERERS: dict[str, Callable[[Results], str]] = {
     "audit-convnet": attack_table,
     "audit-resnet18": attack_table,
     "giml": prior_table,
     "standard": standard_table,
+    "defenses": defense_table,
     "engine-cpu": engine_table,
     "engine-ways": ways_table,
 }
