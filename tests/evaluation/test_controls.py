@@ -41,6 +41,11 @@ class TestDecoys:
         assert not torch.equal(few, decoys_for(images, batch, count=5, seed=2))
         assert decoys_for(images, batch, count=0).shape == (4, 0, 1, 32, 32)
 
+    def test_those_of_one_place_are_different_images(self, images):
+        batch = images.batch([0, 1, 2, 16, 17])
+        places = zip(*indices_of(images, decoys_for(images, batch, count=9)), strict=True)
+        assert all(len(set(place)) == 5 for place in places)
+
     def test_leaves_out_the_whole_batch(self, images):
         batch = images.batch([0, 1, 2])
         assert images.labels[[0, 1, 2]].tolist() == [0, 0, 0]
@@ -97,6 +102,32 @@ class TestRank:
             hits += int((identification_rank(guess, batch.images, decoys[:, :8]) == 0).sum())
             total += 10
         assert 0.02 < hits / total < 0.25  # 1 in 9
+
+    @pytest.mark.parametrize("labels", ["distinct", "one"])
+    def test_matching_gives_the_originals_no_advantage(self, labels):
+        """Pictures that know nothing, in large batches: the best of 12 fits suits any image."""
+        source = torch.Generator().manual_seed(1)
+        size, count, trials = 12, 7, 60
+        hits = 0
+        for _ in range(trials):
+            images = torch.rand(size * (count + 1), 1, 3, 3, generator=source)
+            if labels == "distinct":
+                originals, decoys = images[:size], images[size:].view(size, count, 1, 3, 3)
+            else:
+                others = torch.arange(size * (count + 1) - size)
+                rows = [others.roll(-place)[:count] for place in range(size)]
+                originals, decoys = images[:size], images[size:][torch.stack(rows)]
+            guess = torch.rand(size, 1, 3, 3, generator=source)
+            hits += int((identification_rank(guess, originals, decoys) == 0).sum())
+        expected = size * trials / (count + 1)  # 90; the originals matched alone: about 250
+        assert abs(hits - expected) < 4 * expected**0.5
+
+    def test_an_image_without_decoys_is_in_nobodys_way(self, images, batch):
+        decoys = decoys_for(images, batch)
+        decoys[0] = torch.nan
+        ranks = identification_rank(batch.images.flip(0), batch.images, decoys)
+        assert ranks.tolist() == [0] * 4
+        assert identification_rank(decoys[:, 3].nan_to_num(), batch.images, decoys)[0] == 0
 
     @pytest.mark.usefixtures("unchecked")
     def test_decoys_of_another_shape(self, batch):

@@ -4,7 +4,15 @@ A generator makes a plausible picture of the label whatever the gradient says, a
 picture has some likeness to any other of its kind: two pairs of trousers in Fashion-MNIST reach an
 SSIM of 0.9. So the true image is put among decoys of the same set: an attack that learnt something
 from the update is nearest to the true one.
+
+The originals have an advantage that decoys must have too: they are matched, with the truth known,
+to whichever reconstructions suit them. So decoys are taken as whole batches, one for each original,
+and each batch is matched as the originals were. Were the reconstructions to know nothing but the
+labels, the originals would be a batch like any other, and luck alone would put one first as often
+as it does any other.
 """
+
+from collections import Counter
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +20,7 @@ from torch import Tensor
 
 from gradinv.data import ClientBatch, ImageSet
 from gradinv.errors import ConfigError, DataError
-from gradinv.evaluation.matching import check_comparable
+from gradinv.evaluation.matching import check_comparable, match
 
 
 def decoys_for(
@@ -22,7 +30,8 @@ def decoys_for(
 
     Only of its label, because the attacker knows the label: decoys of other labels would be told
     apart without any leak, and the chance of a lucky hit would be understated. Images of the batch
-    itself are left out, because matching has dealt with them.
+    itself are left out, because matching has dealt with them. The k-th decoys of all images make a
+    batch of different images wherever the set has enough of each label.
 
     Returns:
         Up to ``count`` decoys for each image. Where the set has fewer of a label, the last ones
@@ -42,11 +51,13 @@ def decoys_for(
     others = torch.ones(len(image_set), dtype=torch.bool)
     others[list(batch.ids)] = False
     generator = torch.Generator().manual_seed(seed)
-    rows = []
+    shuffled = torch.randperm(len(image_set), generator=generator)
+    rows, seen = [], Counter()
     for label in batch.labels.tolist():
-        shuffled = torch.randperm(len(image_set), generator=generator)
-        alike = others[shuffled] & (image_set.labels[shuffled] == label)
-        rows.append(shuffled[alike][:count].tolist())
+        alike = shuffled[others[shuffled] & (image_set.labels[shuffled] == label)]
+        # Images of one label have the same decoys, each in an order that is one place further on.
+        rows.append(alike.roll(-seen[label])[:count].tolist())
+        seen[label] += 1
     most = max(len(row) for row in rows)
     decoys = torch.full((len(batch), most, *image_set.image_shape), torch.nan)
     for place, row in zip(decoys, rows, strict=True):
@@ -66,15 +77,17 @@ def identification_rank(
     originals: Float[Tensor, "batch channel height width"],
     decoys: Float[Tensor, "batch decoy channel height width"],
 ) -> Int[Tensor, " batch"]:
-    """Returns how many decoys lie nearer (by MSE) to each reconstruction than its original does.
+    """Returns how many decoys lie nearer (by MSE) to a reconstruction than each original does.
 
-    0 means identified: the true image is the nearest of ``decoy + 1`` candidates, which happens by
-    chance once in ``decoy + 1``.
+    The k-th decoys of all originals are matched to the reconstructions one to one, as the originals
+    are, and compared with them place by place. 0 means identified: the true image is the nearest of
+    ``decoy + 1`` candidates, which happens by chance once in ``decoy + 1``.
 
     Args:
-        reconstructions: matched to the originals, in their order.
+        reconstructions: in any order.
         originals: the client's images.
-        decoys: for each original its own decoys; NaN where it has fewer.
+        decoys: for each original its own decoys; NaN where it has fewer. Its place in the batch of
+            decoys is then taken by the original, for the sake of the others.
 
     Raises:
         DataError: shapes differ, or a reconstruction is not finite.
@@ -85,7 +98,20 @@ def identification_rank(
             "expected decoys (batch, decoy, channel, height, width) for originals "
             f"{tuple(originals.shape)}, got {tuple(decoys.shape)}; make them with decoys_for"
         )
-    # One tensor for both: a decoy equal to the original then ties exactly, and does not count.
-    candidates = torch.cat([originals.unsqueeze(1), decoys.to(originals)], 1)
-    distance = (candidates - reconstructions.to(originals).unsqueeze(1)).square().flatten(2).mean(2)
-    return (distance[:, 1:] < distance[:, :1]).sum(1)  # a comparison with NaN is false
+    preds, decoys = reconstructions.to(originals), decoys.to(originals)
+    absent = decoys.isnan().flatten(2).any(2)
+    stand_in = absent[:, :, None, None, None]
+    own = _matched_errors(originals, preds)
+    nearer = [
+        _matched_errors(torch.where(missing, originals, batch), preds) < own
+        for batch, missing in zip(decoys.unbind(1), stand_in.unbind(1), strict=True)
+    ]
+    if not nearer:
+        return torch.zeros(len(originals), dtype=torch.long)
+    return (torch.stack(nearer, 1) & ~absent).sum(1)
+
+
+def _matched_errors(candidates: Tensor, reconstructions: Tensor) -> Tensor:
+    """Returns the MSE of each candidate and the reconstruction that it is matched to."""
+    matched = reconstructions[match(candidates, reconstructions)]
+    return (candidates - matched).square().flatten(1).mean(1)

@@ -30,7 +30,7 @@ class ImageScore:
         psnr: decibels, at most :data:`PSNR_CEILING`.
         ssim: structural similarity, at most 1.
         lpips: perceptual distance; ``None`` without backbone weights.
-        rank: how many decoys are nearer to the reconstruction than the original is.
+        rank: how many decoys, matched as the original was, are nearer to their reconstruction.
         decoys: how many other images of the label it was compared with; 0 without the control.
     """
 
