@@ -210,7 +210,7 @@ RENDERERS: dict[str, Callable[[Results], str]] = {
     "audit-resnet18": attack_table,
     "giml": prior_table,
     "standard": standard_table,
-    "defenses": defense_table,
+    "defences": defense_table,
     "engine-cpu": engine_table,
     "engine-ways": ways_table,
 }

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from gradinv import __version__
+from gradinv.attacks.result import Outcome
 from gradinv.audit.runner import run_audit
 from gradinv.audit.summary import scores_of, summarise
-from gradinv.evaluation.bootstrap import bootstrap_ci
+from gradinv.evaluation.intervals import mean_interval
 from gradinv.report import write_report
 from tests.audit.world import config
 
@@ -30,7 +31,7 @@ def cell(batch, psnrs, *, lpips=None, attack="gi-x", ranks=(0, 5)):
 
 def test_numbers_are_reduced_as_their_names_say():
     cells = [cell(0, (10.0, 20.0), lpips=0.25), cell(1, (30.0, 16.0), lpips=0.75)]
-    (row,) = summarise(cells, seed=0)
+    (row,) = summarise(cells)
     assert (row["attack"], row["defense"], row["n"]) == ("gi-x", "none", 4)
     assert row["psnr_mean"] == pytest.approx(19)
     assert row["psnr_best"] == pytest.approx(25)
@@ -39,23 +40,43 @@ def test_numbers_are_reduced_as_their_names_say():
     assert row["lpips_mean"] == pytest.approx(0.5)
     assert row["seconds"] == pytest.approx(15)
     assert row["identified"] == pytest.approx(0.5)
-    assert row["psnr_ci95"] == list(bootstrap_ci([15.0, 23.0], seed=0) or ())
+    assert row["psnr_ci95"] == list(mean_interval([15.0, 23.0]) or ())
     assert row["level"] in row["verdict"]
     assert "gi-x" in row["verdict"]
 
 
 def test_one_batch_has_no_interval_and_no_weights_no_lpips():
-    (row,) = summarise([cell(0, (10.0, 20.0))], seed=0)
+    (row,) = summarise([cell(0, (10.0, 20.0))])
     assert row["psnr_ci95"] is None
     assert row["lpips_mean"] is None
 
 
 def test_label_accuracy_is_averaged_where_labels_were_hidden():
     cells = [cell(0, (10.0, 20.0)), cell(1, (10.0, 20.0))]
-    assert summarise(cells, seed=0)[0]["label_accuracy"] is None
+    assert summarise(cells)[0]["label_accuracy"] is None
     for accuracy, row in zip((0.5, 1.0), cells, strict=True):
         row["label_recovery"] = {"accuracy": accuracy}
-    assert summarise(cells, seed=0)[0]["label_accuracy"] == pytest.approx(0.75)
+    assert summarise(cells)[0]["label_accuracy"] == pytest.approx(0.75)
+
+
+def test_batches_on_which_the_attack_failed_are_no_all_clear():
+    fine, broken = cell(0, (10.0, 20.0), ranks=(4, 5)), cell(1, (5.0, 5.0), ranks=(4, 5))
+    (row,) = summarise([fine] * 20)
+    assert (row["failed"], row["level"]) == (0, "NONE FOUND")
+    broken["outcome"] = Outcome.NON_FINITE.value
+    (row,) = summarise([fine] * 20 + [broken])
+    assert (row["failed"], row["level"], row["n"], row["psnr_mean"]) == (1, "UNDECIDED", 40, 15.0)
+    assert "it left the finite numbers on 1 of 21 batches" in row["verdict"]
+    (row,) = summarise([broken, broken])
+    assert (row["failed"], row["level"], row["n"]) == (2, "UNDECIDED", 4)
+    assert "nothing was tried in earnest; check the prior and the weights" in row["verdict"]
+
+
+def test_nothing_is_identified_where_there_was_nothing_to_compare_with():
+    alone = cell(0, (10.0, 20.0))
+    for image in alone["images"]:
+        image["decoys"] = 0
+    assert summarise([alone])[0]["identified"] is None
 
 
 def test_an_audit_with_hidden_labels_says_so_and_how_many_were_found():
@@ -93,7 +114,7 @@ def test_an_audit_in_closed_form_says_what_its_equations_leave_open():
 
 def test_each_attack_has_its_row():
     cells = [cell(0, (10.0, 20.0)), cell(0, (30.0, 31.0), attack="gi-z"), cell(1, (12.0, 22.0))]
-    rows = summarise(cells, seed=0)
+    rows = summarise(cells)
     assert [(row["attack"], row["n"]) for row in rows] == [("gi-x", 4), ("gi-z", 2)]
 
 
@@ -113,7 +134,7 @@ def test_the_audit_has_the_keys_of_the_contract():
     assert known["attacks"]["gi-w"]["stages"][0]["steps"] == audit["cells"][0]["steps"]
     assert known["images"] == {"name": "images", "count": 18, "classes": 3}
     cell_keys = "attack defense batch seed steps seconds objective outcome images files status"
-    image_keys = "original reconstruction psnr ssim lpips mse label rank decoys"
+    image_keys = "original reconstruction psnr ssim lpips mse label rank decoys nearest_decoy"
     summary_keys = "attack defense n psnr_mean psnr_best psnr_ci95 ssim_mean lpips_mean seconds"
     assert set(cell_keys.split()) <= set(audit["cells"][0])
     assert set(image_keys.split()) == set(audit["cells"][0]["images"][0])

@@ -99,3 +99,15 @@ def test_reconstructions_of_another_type_and_with_history(batch, noisy):
 def test_not_finite(batch):
     with pytest.raises(DataError, match=r"NaN or infinity in reconstructions \[0, 1, 2, 3\]"):
         evaluate(torch.full_like(batch.images, torch.nan), batch)
+
+
+def test_what_is_unmistakable(images, batch):
+    decoys = decoys_for(images, batch)
+    clear, gone = evaluate(batch.images, batch, decoys=decoys), evaluate(batch.images, batch)
+    assert all(score.unmistakable for score in clear.images)
+    assert not any(score.unmistakable for score in gone.images)
+    between = 0.5 * (batch.images + decoys[:, 3])  # as near to a decoy as to the original
+    for score in evaluate(between, batch, decoys=decoys).images:
+        assert score.nearest_decoy is not None
+        assert score.nearest_decoy <= score.mse * (1 + 1e-5)
+        assert not score.unmistakable

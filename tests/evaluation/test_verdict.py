@@ -12,8 +12,10 @@ from gradinv.evaluation.evaluate import ImageScore
 from gradinv.evaluation.verdict import CAVEAT, Level, chance_of, judge, worst
 
 
-def score(rank: int, ssim: float, decoys: int = 15, psnr: float = 20.0) -> ImageScore:
-    return ImageScore(0, 0, 0, 0.01, psnr, ssim, None, rank, decoys)
+def score(
+    rank: int, ssim: float, decoys: int = 15, psnr: float = 20.0, nearest: float | None = None
+) -> ImageScore:
+    return ImageScore(0, 0, 0, 0.01, psnr, ssim, None, rank, decoys, nearest)
 
 
 HIT, SHOWN, MISS = score(0, 0.2), score(0, 0.7), score(3, 0.3)
@@ -22,7 +24,11 @@ ALIKE = score(2, 0.8)  # very like the original, but liker to others
 CASES = {
     "all shown": ([SHOWN] * 8, Level.SEVERE),
     "three of eight shown": ([SHOWN] * 3 + [MISS] * 5, Level.SEVERE),
-    "two of eight shown may be luck": ([SHOWN] * 2 + [MISS] * 6, Level.PARTIAL),
+    "two of eight shown may be luck": ([SHOWN] * 2 + [MISS] * 6, Level.UNDECIDED),
+    "four of 64 shown are what luck gives": ([SHOWN] * 4 + [MISS] * 60, Level.NONE_FOUND),
+    "one of 64 unmistakably": ([score(0, 0.9, nearest=0.0401)] + [MISS] * 63, Level.SEVERE),
+    "one of 64 nearly so": ([score(0, 0.9, nearest=0.0399)] + [MISS] * 63, Level.NONE_FOUND),
+    "unmistakable but not shown": ([score(0, 0.3, nearest=0.0401)] + [MISS] * 63, Level.PARTIAL),
     "two of eight shown among 64": (
         [score(0, 0.7, 63)] * 2 + [score(9, 0.3, 63)] * 6,
         Level.SEVERE,
@@ -30,11 +36,16 @@ CASES = {
     "one alone of one shown": ([score(0, 0.7, 63)], Level.SEVERE),
     "all identified, none shown": ([HIT] * 8, Level.PARTIAL),
     "two of eight identified may be luck": ([HIT] * 2 + [MISS] * 6, Level.NONE_FOUND),
-    "one shown": ([SHOWN] + [MISS] * 7, Level.PARTIAL),
+    "one shown": ([SHOWN] + [MISS] * 7, Level.UNDECIDED),
     "alike but not identified": ([ALIKE] * 8, Level.NONE_FOUND),
     "nothing": ([MISS] * 8, Level.NONE_FOUND),
-    "no control, dull": ([score(0, 0.2, 0)] * 4, Level.NONE_FOUND),
-    "no control, alike": ([score(0, 0.7, 0)] * 4, Level.PARTIAL),
+    "no control, dull": ([score(0, 0.2, 0)] * 4, Level.UNDECIDED),
+    "no control, alike": ([score(0, 0.7, 0)] * 4, Level.UNDECIDED),
+    "some without control, alike": ([score(0, 0.7, 0)] * 3 + [MISS] * 8, Level.UNDECIDED),
+    "some without control, dull": ([score(0, 0.2, 0)] * 3 + [MISS] * 8, Level.NONE_FOUND),
+    "all of four among two": ([score(0, 0.3, 1)] * 4, Level.UNDECIDED),
+    "one of one among 19": ([score(0, 0.3, 18)], Level.UNDECIDED),
+    "none of one among 19": ([score(4, 0.3, 18)], Level.UNDECIDED),
 }
 
 
@@ -79,7 +90,15 @@ def test_candidates_of_different_number():
     sentence = judge(
         [score(0, 0.7, 3), score(0, 0.7, 15), score(0, 0.7, 0)], attack="gi-x"
     ).sentence
-    assert "among 4 to 16 candidates of its label for 2 of 2 images (chance: 0.3)" in sentence
+    assert (
+        "among 4 to 16 candidates of its label for 2 of 2 images (chance: 0.3; 1 had no other image "
+        "of their label beside them)" in sentence
+    )
+
+
+def test_sentence_says_what_is_beyond_doubt():
+    sentence = judge([score(0, 0.7, nearest=0.05), SHOWN, MISS], attack="gi-x").sentence
+    assert "for 2 of 3 images, 1 of them unmistakably (chance: 0.2)" in sentence
 
 
 def test_chance_against_enumeration():
@@ -97,8 +116,10 @@ def test_worst_is_the_gravest_then_the_clearest():
     severe, partial, none = judge([SHOWN] * 8), judge([HIT] * 8), judge([MISS] * 8)
     clearer = judge([score(0, 0.9)] * 8)
     assert worst([none, severe, clearer, partial]) is clearer
-    assert worst([none, partial]) is partial
-    assert [level.severity for level in Level] == [0, 1, 2]
+    undecided = judge([score(0, 0.7, 0)] * 8)
+    assert worst([none, partial, undecided]) is partial
+    assert worst([none, undecided]) is undecided
+    assert [level.severity for level in Level] == [0, 1, 2, 3]
 
 
 def test_no_scores():

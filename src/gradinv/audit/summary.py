@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from gradinv import __version__
+from gradinv.attacks.result import Outcome
 from gradinv.audit.setup import EMBEDDED, Setup
 from gradinv.audit.store import SCHEMA
 from gradinv.environment import machine, revision, versions
-from gradinv.evaluation.bootstrap import bootstrap_ci
 from gradinv.evaluation.evaluate import ImageScore
+from gradinv.evaluation.intervals import mean_interval
 from gradinv.evaluation.verdict import judge
 
 
@@ -44,7 +45,7 @@ def assemble(setup: Setup, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         "notes": setup.notes(),
         "cells": list(rows),
-        "summary": summarise(rows, seed=setup.config.seed),
+        "summary": summarise(rows),
     }
 
 
@@ -53,37 +54,35 @@ def _device_name(setup: Setup) -> str:
     return torch.cuda.get_device_name(setup.device) if on_cuda else setup.device.type
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], *, seed: int) -> list[dict[str, Any]]:
+def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns one row for each attack under each defence, in the order of ``rows``.
 
     ``n`` images; ``psnr_mean``, ``ssim_mean`` and ``lpips_mean`` over them; ``psnr_best`` and
     ``ssim_best``, the best image of a batch, averaged over batches (Jeon et al. 2021 call it a
-    fairer picture of the worst case); ``psnr_ci95``, the bootstrap interval of the mean over
-    batches, null with one batch; ``seconds``, the mean time of one attack on one batch;
-    ``identified``, the fraction of images that the control identified; ``label_accuracy``, the
-    fraction of the labels that was recovered, null where they were revealed; ``level`` and
-    ``verdict``.
+    fairer picture of the worst case); ``psnr_ci95``, Student's interval of the mean over batches,
+    null with one batch; ``seconds``, the mean time of one attack on one batch; ``identified``, the
+    fraction of images that the control identified, null where no image had a decoy;
+    ``label_accuracy``, the fraction of the labels that was recovered, null where they were
+    revealed; ``failed``, the batches on which every restart left the finite numbers, which count
+    in nothing else unless there are no others; ``level`` and ``verdict``.
 
     Args:
         rows: cells, each with its images.
-        seed: of the bootstrap.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["attack"], row["defense"]), []).append(row)
-    return [
-        _summary(attack, defense, cells, seed=seed) for (attack, defense), cells in groups.items()
-    ]
+    return [_summary(attack, defense, cells) for (attack, defense), cells in groups.items()]
 
 
-def _summary(
-    attack: str, defense: str, cells: Sequence[Mapping[str, Any]], *, seed: int
-) -> dict[str, Any]:
+def _summary(attack: str, defense: str, every_cell: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    ended = [cell for cell in every_cell if cell.get("outcome") != Outcome.NON_FINITE.value]
+    failed, cells = len(every_cell) - len(ended), ended or every_cell
     scores = [score for cell in cells for score in scores_of(cell)]
     batches = [[score.psnr for score in scores_of(cell)] for cell in cells]
     distances = [score.lpips for score in scores if score.lpips is not None]
-    interval = bootstrap_ci([fmean(batch) for batch in batches], seed=seed)
-    verdict = judge(scores, attack=attack, defense=defense)
+    interval = mean_interval([fmean(batch) for batch in batches])
+    verdict = judge(scores, attack=attack, defense=defense, failed=failed, batches=len(every_cell))
     return {
         "attack": attack,
         "defense": defense,
@@ -95,8 +94,13 @@ def _summary(
         "ssim_best": fmean(max(score.ssim for score in scores_of(cell)) for cell in cells),
         "lpips_mean": fmean(distances) if distances else None,
         "seconds": fmean(cell["seconds"] for cell in cells),
-        "identified": fmean(score.identified for score in scores),
+        "identified": (
+            fmean(score.identified for score in scores)
+            if any(score.decoys for score in scores)
+            else None
+        ),
         "label_accuracy": _label_accuracy(cells),
+        "failed": failed,
         "level": verdict.level.value,
         "verdict": verdict.sentence,
     }

@@ -92,6 +92,20 @@ def identification_rank(
     Raises:
         DataError: shapes differ, or a reconstruction is not finite.
     """
+    own = _matched_errors(originals, reconstructions.to(originals))
+    return (decoy_errors(reconstructions, originals, decoys) < own[:, None]).sum(1)
+
+
+def decoy_errors(
+    reconstructions: Float[Tensor, "batch channel height width"],
+    originals: Float[Tensor, "batch channel height width"],
+    decoys: Float[Tensor, "batch decoy channel height width"],
+) -> Float[Tensor, "batch decoy"]:
+    """Returns the MSE of each decoy and the reconstruction that it is matched to.
+
+    Infinity where an image has no such decoy. Arguments and errors are those of
+    :func:`identification_rank`.
+    """
     check_comparable(reconstructions, originals)
     if decoys.ndim != 5 or (decoys.shape[0], *decoys.shape[2:]) != tuple(originals.shape):
         raise DataError(
@@ -100,15 +114,11 @@ def identification_rank(
         )
     preds, decoys = reconstructions.to(originals), decoys.to(originals)
     absent = decoys.isnan().flatten(2).any(2)
-    stand_in = absent[:, :, None, None, None]
-    own = _matched_errors(originals, preds)
-    nearer = [
-        _matched_errors(torch.where(missing, originals, batch), preds) < own
-        for batch, missing in zip(decoys.unbind(1), stand_in.unbind(1), strict=True)
-    ]
-    if not nearer:
-        return torch.zeros(len(originals), dtype=torch.long)
-    return (torch.stack(nearer, 1) & ~absent).sum(1)
+    errors = originals.new_full(absent.shape, torch.inf)
+    for place, (batch, missing) in enumerate(zip(decoys.unbind(1), absent.unbind(1), strict=True)):
+        whole = torch.where(missing[:, None, None, None], originals, batch)
+        errors[:, place] = _matched_errors(whole, preds).masked_fill(missing, torch.inf)
+    return errors
 
 
 def _matched_errors(candidates: Tensor, reconstructions: Tensor) -> Tensor:

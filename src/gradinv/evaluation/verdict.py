@@ -3,7 +3,10 @@
 Two questions are asked of each image. Is it *identified*: nearest to the reconstruction among
 other images of its label? And is it *recognisable*: identified, with an SSIM of at least 0.4?
 SSIM alone proves nothing, since two images of one label can be that alike; identification alone
-tells which image it was, but need not show what is on it.
+tells which image it was, but need not show what is on it. Luck identifies some, so counts are
+compared with luck; but one image that comes back *unmistakably*, far nearer than any other of its
+label, is a leak whatever became of the others. Where that cannot be asked, or the answer could not
+have been yes, nothing is decided.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,10 +20,13 @@ from gradinv.errors import DataError
 from gradinv.evaluation.evaluate import ImageScore
 
 RECOGNISABLE_SSIM = 0.4
-"""What the best attacks of Jeon et al. 2021 (Table 1: 0.39 and 0.43) reach; people recognise those
-pictures."""
+"""A convention: what the best attacks of Jeon et al. 2021 reach (Table 1: 0.39 and 0.43)."""
 SIGNIFICANCE = 0.05
 """A count is beyond chance when luck alone gives at least as many less often than this."""
+_NOTHING_TRIED = (
+    "nothing was tried in earnest; check the prior and the weights, or lower the attack's learning "
+    "rate, and audit again"
+)
 CAVEAT = (
     "Failure of these attacks is no proof of safety: it bounds what they found with this budget, "
     "prior and threat model"
@@ -31,11 +37,13 @@ class Level(Enum):
     """How bad it is, mildest first."""
 
     NONE_FOUND = "NONE FOUND"
-    """No more images identified than chance explains, none of them recognisable."""
+    """No more images identified than chance explains."""
+    UNDECIDED = "UNDECIDED"
+    """Too few images or decoys to tell a leak from luck, or images that had no decoy."""
     PARTIAL = "PARTIAL"
-    """More images identified than chance explains, or one that is recognisable."""
+    """More images identified than chance explains, or one of them unmistakably."""
     SEVERE = "SEVERE"
-    """More images recognisable than chance explains."""
+    """More images recognisable than chance explains, or one of them unmistakably."""
 
     @property
     def severity(self) -> int:
@@ -70,14 +78,22 @@ class Verdict:
 
 
 def judge(
-    scores: Sequence[ImageScore], *, attack: str = "the attack", defense: str = "none"
+    scores: Sequence[ImageScore],
+    *,
+    attack: str = "the attack",
+    defense: str = "none",
+    failed: int = 0,
+    batches: int = 1,
 ) -> Verdict:
     """Judges all scores of one attack under one defence.
 
     Args:
-        scores: of the images of all batches.
+        scores: of the images of all batches on which the attack did not fail, or of all of them if
+            it failed on all.
         attack: what the sentence calls the attack.
         defense: what the sentence calls the defence; ``"none"`` is not mentioned.
+        failed: batches on which the attack left the finite numbers: that is no failure of the leak.
+        batches: all of them.
 
     Raises:
         DataError: no scores.
@@ -86,25 +102,26 @@ def judge(
         raise DataError(
             f"expected scores of at least one image for {attack}, got none; judge finished cells"
         )
-    hits = [score for score in scores if score.identified]
-    clear = sum(score.ssim >= RECOGNISABLE_SSIM for score in hits)
-    luck = [1 / (score.decoys + 1) for score in scores if score.decoys]
-    if clear and chance_of(clear, luck) < SIGNIFICANCE:
+    found = _Counts.of(scores)
+    if failed >= batches:
+        level = Level.UNDECIDED
+    elif found.clear_beyond_luck or found.unmistakable_and_clear:
         level = Level.SEVERE
-    elif clear or (hits and chance_of(len(hits), luck) < SIGNIFICANCE):
+    elif found.hits_beyond_luck or found.unmistakable:
         level = Level.PARTIAL
+    elif failed or found.powerless or found.alike_without_decoys or found.clear > sum(found.luck):
+        level = Level.UNDECIDED
     else:
         level = Level.NONE_FOUND
-    if not luck and max(score.ssim for score in scores) >= RECOGNISABLE_SSIM:
-        level = Level.PARTIAL  # nothing to compare with is no reason to give the all-clear
+    lost = f"; it left the finite numbers on {failed} of {batches} batches" if failed else ""
     psnr, ssim = fmean(score.psnr for score in scores), fmean(score.ssim for score in scores)
     return Verdict(
         level=level,
-        sentence=f"{level.value}: {_evidence(scores, luck, attack, defense)}: "
-        + _advice(level, beyond_chance=bool(luck) and chance_of(len(hits), luck) < SIGNIFICANCE),
+        sentence=f"{level.value}: {_evidence(scores, found, attack, defense)}{lost}: "
+        + (_advice(level) if failed < batches else _NOTHING_TRIED),
         images=len(scores),
-        identified=len(hits),
-        recognisable=clear,
+        identified=found.hits,
+        recognisable=found.clear,
         ssim=ssim,
         psnr=psnr,
     )
@@ -136,38 +153,85 @@ def chance_of(hits: int, luck: Sequence[float]) -> float:
     return float(distribution[hits:].sum())
 
 
-def _evidence(
-    scores: Sequence[ImageScore], luck: Sequence[float], attack: str, defense: str
-) -> str:
+@dataclass(frozen=True)
+class _Counts:
+    """What was found.
+
+    Attributes:
+        luck: of each image that has decoys, how likely luck alone identifies it.
+        hits: images identified.
+        clear: images recognisable.
+        unmistakable: images identified beyond doubt.
+        unmistakable_and_clear: of those the recognisable ones.
+        alike_without_decoys: images that are alike enough, with nothing to compare them with.
+    """
+
+    luck: tuple[float, ...]
+    hits: int
+    clear: int
+    unmistakable: int
+    unmistakable_and_clear: int
+    alike_without_decoys: int
+
+    @classmethod
+    def of(cls, scores: Sequence[ImageScore]) -> "_Counts":
+        alike = [score for score in scores if score.ssim >= RECOGNISABLE_SSIM]
+        return cls(
+            luck=tuple(1 / (score.decoys + 1) for score in scores if score.decoys),
+            hits=sum(score.identified for score in scores),
+            clear=sum(score.identified for score in alike),
+            unmistakable=sum(score.unmistakable for score in scores),
+            unmistakable_and_clear=sum(score.unmistakable for score in alike),
+            alike_without_decoys=sum(not score.decoys for score in alike),
+        )
+
+    @property
+    def hits_beyond_luck(self) -> bool:
+        return chance_of(self.hits, self.luck) < SIGNIFICANCE
+
+    @property
+    def clear_beyond_luck(self) -> bool:
+        return chance_of(self.clear, self.luck) < SIGNIFICANCE
+
+    @property
+    def powerless(self) -> bool:
+        """Whether not even all images identified would be beyond luck."""
+        return chance_of(len(self.luck), self.luck) >= SIGNIFICANCE
+
+
+def _evidence(scores: Sequence[ImageScore], found: _Counts, attack: str, defense: str) -> str:
     who = attack if defense == "none" else f"{attack} against {defense}"
-    n = len(scores)
+    n, tried = len(scores), len(found.luck)
     quality = (
         f"mean PSNR {fmean(score.psnr for score in scores):.1f} dB, "
         f"SSIM {fmean(score.ssim for score in scores):.2f}, "
         f"best image {max(score.psnr for score in scores):.1f} dB"
     )
-    if not luck:
+    if not tried:
         return f"{who} could not be controlled, without other images of the labels ({quality})"
-    hits = [score for score in scores if score.identified]
-    clear = sum(score.ssim >= RECOGNISABLE_SSIM for score in hits)
     sizes = sorted({score.decoys + 1 for score in scores if score.decoys})
     candidates = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+    certain = f", {found.unmistakable} of them unmistakably" if found.unmistakable else ""
     # Images without decoys cannot be hit, so they are not among those that were tried.
+    without = f"; {n - tried} had no other image of their label beside them" if tried < n else ""
     return (
         f"{who} points at the right client image among {candidates} candidates of its label for "
-        f"{len(hits)} of {len(luck)} images (chance: {sum(luck):.1f}) and rebuilds {clear} of {n} "
-        f"recognisably ({quality})"
+        f"{found.hits} of {tried} images{certain} (chance: {sum(found.luck):.1f}{without}) and "
+        f"rebuilds {found.clear} of {n} recognisably ({quality})"
     )
 
 
-def _advice(level: Level, *, beyond_chance: bool) -> str:
+def _advice(level: Level) -> str:
     if level is Level.SEVERE:
         return "do not ship this setting; use a stronger defence or larger batches and audit again"
-    if level is Level.PARTIAL and beyond_chance:
+    if level is Level.PARTIAL:
         return (
             "updates tell which images a client holds; do not ship this setting for sensitive "
             "images, strengthen it and audit again"
         )
-    if level is Level.PARTIAL:
-        return "too little evidence to decide; look at the images and audit more batches"
+    if level is Level.UNDECIDED:
+        return (
+            "too little evidence to decide; look at the images, and audit more batches of a set "
+            "with more images of each label"
+        )
     return f"nothing beyond chance; {CAVEAT[0].lower()}{CAVEAT[1:]}"

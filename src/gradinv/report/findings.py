@@ -118,6 +118,7 @@ def headline(row: Mapping[str, Any]) -> str | None:
     words = {
         "SEVERE": "Images come back recognisably.",
         "PARTIAL": "There are signs of leakage.",
+        "UNDECIDED": "Too little evidence to decide.",
         "NONE FOUND": "Nothing found beyond chance.",
     }.get(str(row.get("level")))
     found = identified(row)

@@ -1,10 +1,10 @@
 """Measures how much every defence leaves of an attack, and what it costs in accuracy.
 
-``python -m benchmarks.publish_defenses --train TRAIN-images-idx3-ubyte.gz --test TEST-...``. The
+``python -m benchmarks.publish_defences --train TRAIN-images-idx3-ubyte.gz --test TEST-...``. The
 updates that are attacked are those of the default audit's images (Fashion-MNIST test images, with
 the embedded prior), in train mode at the network's first weights, which is when it tells most. Each
 attack knows the defence. A network of the same kind is trained with it on the training images and
-tested on all test images; see :mod:`benchmarks.utility`. Writes ``results/defenses.json``; a run
+tested on all test images; see :mod:`benchmarks.utility`. Writes ``results/defences.json``; a run
 continues where it stopped.
 """
 
@@ -45,11 +45,11 @@ DEFENSES = (
     "clip:1+noise:0.1",
 )
 ATTACKS = ("standard", "gi-z/w:steps=150,150:restarts=2")
-_RUNS = ROOT / "runs" / "defenses"
+_RUNS = ROOT / "runs" / "defences"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Trains, attacks, and writes ``results/defenses.json``."""
+    """Trains, attacks, and writes ``results/defences.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train", required=True, metavar="FILE", help="IDX file of images")
     parser.add_argument("--test", required=True, metavar="FILE", help="IDX file of images")
@@ -76,8 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     write_report(_RUNS / "audit")
     shown = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     path = write_results(
-        "defenses",
-        command="python -m benchmarks.publish_defenses " + shlex.join(arguments or shown),
+        "defences",
+        command="python -m benchmarks.publish_defences " + shlex.join(arguments or shown),
         settings={
             "model": config.model,
             "mode": config.mode,
@@ -133,7 +133,7 @@ def figures_of(
     """Returns what the strongest attack makes of every defence, and the accuracy that is left.
 
     ``psnr_mean DEFENCE``, ``ssim_mean DEFENCE``, ``identified DEFENCE`` (the share of the images)
-    and ``level DEFENCE`` (0 for none found, 2 for severe) of that attack; ``accuracy DEFENCE``.
+    and ``level DEFENCE`` (0 for none found, 3 for severe) of that attack; ``accuracy DEFENCE``.
     """
     figures: dict[str, float] = {}
     for defense, row in strongest(summary).items():
