@@ -3,11 +3,17 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks.giml_plan import SCALES, mean, snapshot
 from benchmarks.publish import _specs
+from benchmarks.publish_defences import strongest
 from benchmarks.publish_standard import _named, _parts, figures_of
+from benchmarks.publish_verdict import guessed, measure
 from benchmarks.tune import best_settings
+from benchmarks.utility import Training
+from gradinv.data import load_images
+from gradinv.evaluation.verdict import Level
 
 
 def test_settings_are_for_one_defence():
@@ -75,3 +81,43 @@ def test_every_step_that_is_attacked_with_is_kept(name):
     assert max(scale.snapshots) == scale.steps
     assert all(part < scale.steps_scale for part in scale.convergence)
     assert snapshot(Path("p"), every).name == f"{every:06d}"
+
+
+def test_guesses_know_the_labels_alone():
+    images = load_images(None)
+    scores = guessed(images, images, batch_size=4, mean_of=2, seed=3)
+    assert len(scores) == 32
+    assert {score.decoys for score in scores} == {15}
+    again = guessed(images, images, batch_size=4, mean_of=2, seed=3)
+    assert again == scores
+    row = measure(images, images, batch_size=4, mean_of=2, audits=3)
+    assert row["images"] == 96
+    assert sum(row[level.value] for level in Level) == pytest.approx(1)
+
+
+def test_the_strongest_attack_has_the_gravest_verdict_then_the_highest_psnr():
+    rows = [
+        {"defense": defense, "attack": attack, "level": level, "psnr_mean": psnr}
+        for defense, attack, level, psnr in (
+            ("none", "a", "PARTIAL", 30.0), ("none", "b", "SEVERE", 20.0),
+            ("none", "c", "SEVERE", 21.0), ("clip:1", "a", "NONE FOUND", 9.0),
+        )
+    ]  # fmt: skip
+    found = strongest(rows)
+    assert list(found) == ["none", "clip:1"]
+    assert [row["attack"] for row in found.values()] == ["c", "a"]
+
+
+def test_a_network_learns_from_defended_updates_and_not_from_noise(tmp_path):
+    images = load_images(None)
+    folder = tmp_path / "train"
+    for index, label in enumerate(images.labels.tolist()):
+        pixels = images.all_images_uint8()[index, 0].numpy()
+        path = folder / str(label) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    short = Training(rounds=8, clients=4, batch_size=4, lr=3e-3)
+    learned = short.accuracy("none", str(folder), str(folder))
+    assert learned > 0.3
+    assert learned == short.accuracy("none", str(folder), str(folder))
+    assert short.accuracy("clip:1+noise:10", str(folder), str(folder)) < learned

@@ -91,8 +91,8 @@ def test_candidates_of_different_number():
         [score(0, 0.7, 3), score(0, 0.7, 15), score(0, 0.7, 0)], attack="gi-x"
     ).sentence
     assert (
-        "among 4 to 16 candidates of its label for 2 of 2 images (chance: 0.3; 1 had no other image "
-        "of their label beside them)" in sentence
+        "among 4 to 16 candidates of its label for 2 of 2 images (chance: 0.3; 1 had no other "
+        "image of their label beside them)" in sentence
     )
 
 

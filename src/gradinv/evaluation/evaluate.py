@@ -17,9 +17,8 @@ from gradinv.evaluation.metrics import mse, psnr, ssim
 PSNR_CEILING = 100.0
 """PSNR of equal images in decibels: JSON has no infinity."""
 UNMISTAKABLE = 4.0
-"""How many times larger the squared error of the nearest decoy is (6 dB). Pictures of the label that
-know nothing of the update, other images or means of some, come that near to one image about once in
-ten thousand times (training images of Fashion-MNIST and faces, batches of 1 to 8)."""
+"""How many times larger the squared error of the nearest decoy is (6 dB). How often pictures that
+know nothing but the label come so near is in ``results/verdict.json``."""
 
 
 @dataclass(frozen=True)
