@@ -1,5 +1,6 @@
 """docs/methods.md: a row of its table and a section for every attack, with what the preset says."""
 
+import json
 import re
 
 import pytest
@@ -66,6 +67,31 @@ def test_the_numbers_beside_the_published_ones_are_those_of_the_presets():
             ", ".join(str(weight) for weight in weights[TotalVariation]),
             ", ".join(str(weight) for weight in sorted(set(weights[BatchNormMatching]))),
         ]
+
+
+def test_the_search_that_is_described_is_the_one_that_is_recorded():
+    said = {
+        cells[0].split("`")[1]: [cells[1], cells[2]]
+        for line in TEXT.split("## Settings")[1].split("The presets beside")[0].splitlines()
+        if line.startswith("| `")
+        and (cells := [cell.strip() for cell in line.strip("|").split("|")])
+    }
+    for name in ("none", "sparsify"):
+        stored = json.loads((ROOT / "results" / f"tuning-convnet-{name}.json").read_text("utf-8"))
+        tried = {
+            method: [
+                ", ".join(
+                    map(
+                        str, sorted({row[key] for row in stored["rows"] if row["method"] == method})
+                    )
+                )
+                for key in ("tv", "lr")
+            ]
+            for method in stored["settings"]["method"]
+        }
+        assert said == tried
+        settings = stored["settings"]
+        assert (settings["batches"], settings["batch_size"], settings["steps"]) == (1, 4, 300)
 
 
 def test_every_spec_in_the_text_can_be_run():
