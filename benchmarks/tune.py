@@ -1,8 +1,8 @@
 """Finds TV weights and learning rates on training images: ``python -m benchmarks.tune NAME ...``.
 
-Every method gets the same care: a grid of its own TV weights and learning rates, at the same
-number of steps, on images that no published figure is measured on. Stages that follow another one
-start from its best end, so that a grid over the second stage does not repeat the first.
+Every method gets a small grid of its own (:data:`GRIDS`) of TV weights, learning rates or both, at
+the same number of steps, on images that no published figure is measured on. Stages that follow
+another one start from its best end, so that a grid over the second stage does not repeat the first.
 """
 
 import argparse

@@ -1,11 +1,14 @@
 """docs/methods.md: a row of its table and a section for every attack, with what the preset says."""
 
+import json
 import re
 
 import pytest
 
 from benchmarks.results import ROOT
-from gradinv.attacks import PRESETS, AnalyticAttack, Attack
+from gradinv.attacks import PRESETS, AnalyticAttack, Attack, preset
+from gradinv.attacks.attack import Adam
+from gradinv.attacks.objectives import BatchNormMatching, TotalVariation
 from gradinv.attacks.standard import Standard
 
 TEXT = (ROOT / "docs" / "methods.md").read_text("utf-8")
@@ -34,6 +37,68 @@ def test_the_table_is_what_the_presets_say():
     ]
     assert [cells[:-1] for cells in rows] == [row(attack) for attack in PRESETS.values()]
     assert all(cells[-1] for cells in rows)
+
+
+def test_the_numbers_beside_the_published_ones_are_those_of_the_presets():
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in TEXT.splitlines()
+        if line.split("|")[2:3] == [" preset "]
+    ]
+    assert len(rows) == 4
+    for name, _, *numbers in rows:
+        attack = PRESETS[name.strip("`")]
+        stages = attack.stages
+        adams = [stage.optimizer for stage in stages]
+        weights = {
+            kind: [
+                term.weight
+                for stage in stages
+                for term in stage.regularizers
+                if isinstance(term, kind)
+            ]
+            for kind in (TotalVariation, BatchNormMatching)
+        }
+        assert [isinstance(adam, Adam) for adam in adams] == [True] * len(stages)
+        assert numbers == [
+            ", ".join(str(stage.steps) for stage in stages),
+            str(attack.restarts),
+            ", ".join(str(adam.lr) for adam in adams if isinstance(adam, Adam)),
+            ", ".join(str(weight) for weight in weights[TotalVariation]),
+            ", ".join(str(weight) for weight in sorted(set(weights[BatchNormMatching]))),
+        ]
+
+
+def test_the_search_that_is_described_is_the_one_that_is_recorded():
+    said = {
+        cells[0].split("`")[1]: [cells[1], cells[2]]
+        for line in TEXT.split("## Settings")[1].split("The presets beside")[0].splitlines()
+        if line.startswith("| `")
+        and (cells := [cell.strip() for cell in line.strip("|").split("|")])
+    }
+    for name in ("none", "sparsify"):
+        stored = json.loads((ROOT / "results" / f"tuning-convnet-{name}.json").read_text("utf-8"))
+        tried = {
+            method: [
+                ", ".join(
+                    map(
+                        str, sorted({row[key] for row in stored["rows"] if row["method"] == method})
+                    )
+                )
+                for key in ("tv", "lr")
+            ]
+            for method in stored["settings"]["method"]
+        }
+        assert said == tried
+        settings = stored["settings"]
+        assert (settings["batches"], settings["batch_size"], settings["steps"]) == (1, 4, 300)
+
+
+def test_every_spec_in_the_text_can_be_run():
+    specs = re.findall(r"`(?:--attack )?((?:gi-|gifd|ggl)[^`\s]*:[^`\s]*=[^`\s]*)`", TEXT)
+    assert len(specs) >= 8
+    for spec in specs:
+        assert preset(spec).name == spec.split(":")[0]
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -88,6 +88,38 @@ def test_the_true_images_cost_nothing_where_one_gradient_sees_a_difference(mode,
     assert approximate.matching(points)[0].item() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("protocol", "right"),
+    [
+        (FedAvg(local_epochs=2, momentum=0.9), True),
+        (FedAvg(local_epochs=2, momentum=0.9, mode="train"), True),
+        (FedAvg(local_epochs=2, batch_size=2), True),
+        (FedAvg(local_epochs=2, batch_size=2, momentum=0.9), False),
+        (FedAvg(local_epochs=2, batch_size=3), False),
+        (FedAvg(local_epochs=2, batch_size=2, mode="train"), False),
+    ],
+    ids=["whole", "whole, train", "equal", "equal, momentum", "unequal", "equal, train"],
+)
+def test_one_gradient_is_right_to_first_order_where_all_images_weigh_the_same(protocol, right):
+    """docs/methods.md, Updates of FedAvg: the error at a vanishing step size, and of two orders."""
+    protocol = replace(protocol, lr=1e-7)
+    model = tiny_victim().train(protocol.mode == "train").double()
+    client = tiny_batch(batch=4)
+    client = type(client)(client.images.double(), client.labels, client.ids)
+
+    def sent(kind: FedAvg | FedSGD, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        update = observe(model, client, protocol=kind, generator=generator).as_one_gradient()
+        return torch.cat([value.flatten() for value in update.gradient.values()])
+
+    truth = sent(FedSGD(protocol.mode), 0)
+    first, second = (sent(protocol, seed) for seed in (0, 1))
+    error = ((first - truth).norm() / truth.norm()).item()
+    between = ((first - second).norm() / truth.norm()).item()
+    assert error < 1e-5 if right else error > 0.01
+    assert between < 1e-5 if right else between > 0.01
+
+
 def test_cost_and_matching_agree_and_restarts_do_not_see_each_other(generator):
     model, observation = trained()
     engine = SimulatedTraining(model, observation, distance=Cosine())

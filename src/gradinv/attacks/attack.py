@@ -104,8 +104,9 @@ class Attack:
             of them, or "approximate" the update by one gradient at the weights that were sent out.
             Nothing depends on it where the client made a single step.
         way: how dc/dx is computed (:func:`gradinv.attacks.engine.engine_for`): "auto" is exact;
-            "frozen-pattern" and "bf16" (the exact way with tangents of that type) are faster
-            approximations within about one percent; "plain" is double backward.
+            "frozen-pattern" and "bf16" (the exact way with tangents of that type) are
+            approximations, within one or two percent, that are faster in some cases
+            (docs/engine.md); "plain" is double backward.
         reference: where the method comes from.
     """
 
@@ -148,9 +149,9 @@ class Attack:
     def stage_work(self) -> tuple[float, ...]:
         """What each stage costs, in steps on gradients of one restart.
 
-        In proportion to the restarts that it steps. A small network takes several side by side in
-        less time than one after the other (0.4 of it on a processor), a large one does not: the
-        factor belongs to network and machine, and is not worth measuring before every attack.
+        In proportion to the restarts that it steps. Several side by side take less time than one
+        after the other; by how much belongs to network, batch and machine, and is not worth
+        measuring before every attack.
         """
         restarts, work = self.restarts, []
         for stage in self.stages:

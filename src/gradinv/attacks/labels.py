@@ -75,8 +75,9 @@ def recover_labels(
 ) -> RecoveredLabels:
     """Returns the labels that the update gives away.
 
-    An update of FedAvg is read as one gradient of the whole batch, which is right to first order
-    in the local learning rate.
+    An update of FedAvg is read as one gradient of the whole batch. That is right in the limit of a
+    small local learning rate where all images weigh the same in the update: not with mini-batches
+    under momentum or of unequal sizes, nor with their own batch-norm statistics.
 
     Args:
         observation: what the server saw; its own labels are not looked at.

@@ -1,7 +1,7 @@
 """The methods of the literature as values, by the names that the command line knows.
 
-Steps are for two processor cores; docs/methods.md gives the papers' own. The best TV weight depends
-on network, defence and data: ``preset("gi-x:tv=0.03")`` sets another.
+Steps are for two processor cores; docs/methods.md, Settings, has the published ones beside them,
+and where the TV weights and learning rates come from. ``preset("gi-x:tv=0.03")`` sets another.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def _x(steps: int, tv: float, *, lr: float = 0.1, signed: bool = True) -> Stage:
 
 
 def _z(steps: int, tv: float, *, keep: int | None = None) -> Stage:
-    """Latents (Jeon et al. 2021, eq. 5): Adam 0.1 (the paper's 3e-2 is slower here)."""
+    """Latents (Jeon et al. 2021, eq. 5): Adam 0.1 (the paper: 3e-2)."""
     return Stage(Z, steps, Adam(0.1), StepDecay(), (TotalVariation(tv),), keep=keep)
 
 
@@ -66,6 +66,7 @@ _GEIPING = "Geiping et al. 2020, Inverting Gradients"
 _YIN = "Yin et al. 2021, See through Gradients"
 _JEON = "Jeon et al. 2021, Gradient Inversion with Generative Image Prior"
 _RGAP = "Zhu and Blaschko 2021, R-GAP"
+# Published with 0.1 beside another distance: the sum over all layers would drown a cosine.
 _BN = BatchNormMatching(1e-3)
 
 _ATTACKS = (
@@ -173,10 +174,12 @@ _NUMBERS = {
 def preset(spec: str) -> Attack:
     """Returns a method by name, or with other numbers: ``gi-x:tv=0.03``.
 
-    ``gi-z/w:tv=0,0.01:lr=0.03,0.001`` sets one value for each stage. The best TV weight depends on
-    network, defence and data, and cannot be known without them; that is why it can be set.
-    ``gi-x:fedavg=approximate`` takes an update of several local steps for one gradient,
-    ``gi-x:way=frozen-pattern`` computes dc/dx in a faster way that is right within one percent.
+    ``gi-z/w:tv=0,0.01:lr=0.03,0.001`` sets one value for each stage. No TV weight suits every
+    network, defence and data set, and the best cannot be known without them; that is why it can be
+    set. ``gi-x:fedavg=approximate`` takes an update of several local steps for one gradient.
+    ``gi-x:way=frozen-pattern`` computes dc/dx by a difference quotient that is right within about
+    one percent: faster than the exact way with one restart, slower with several, which it takes one
+    after the other (docs/engine.md).
 
     Raises:
         AttackError: no such method; the nearest name is given.

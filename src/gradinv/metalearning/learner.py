@@ -40,8 +40,8 @@ class LearningConfig:
         lr_latents: Adam's step size on the latents. The paper: 3e-2.
         lr_weights: Adam's step size on the weights. The code: 1e-3.
         decay: let both fall to a tenth over the last third of the outer steps (*ours*).
-        latent_norm: weight of the latents' norm, averaged over the images; without it the search
-            diverges. The paper: 1e-3.
+        latent_norm: weight of the Euclidean norm of each task's latents, all its images' as one
+            vector, unsquared and summed over the tasks. The paper: 1e-3.
         tv: weight of total variation.
         outer: ``reptile`` moves w to w + rate (w' - w); ``adam`` feeds that direction to Adam, as
             the released code does, which moves every weight by about ``lr_outer`` however little
