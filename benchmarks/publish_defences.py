@@ -44,7 +44,7 @@ DEFENSES = (
     "clip:1+noise:0.03",
     "clip:1+noise:0.1",
 )
-ATTACKS = ("standard", "gi-z/w:steps=150,150:restarts=2")
+ATTACKS = ("standard",)
 _RUNS = ROOT / "runs" / "defences"
 
 

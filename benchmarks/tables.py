@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.engine_cases import ONE_GRAPH
 from benchmarks.results import RESULTS, ROOT, SCHEMA, cases_of, figure_key
 from gradinv.errors import ConfigError, GradinvError
+from gradinv.evaluation.verdict import Level
 from gradinv.files import read_json, write_text
 
 Results = Mapping[str, Any]
@@ -205,12 +206,27 @@ def defense_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def verdict_table(results: Results) -> str:
+    """Returns a row for each size of batch and kind of guess: how often luck made which level."""
+    levels = [level.value for level in Level]
+    lines = [
+        f"| images in a batch | guess | identified | {' | '.join(levels)} |",
+        "|---:|---|---:|" + "---:|" * len(levels),
+    ]
+    for row in results["rows"]:
+        guess = "another image" if row["mean_of"] == 1 else f"mean of {row['mean_of']} others"
+        shares = [f"{100 * row[name]:.1f} %" for name in ("identified", *levels)]
+        lines.append(f"| {row['batch_size']} | {guess} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
 RENDERERS: dict[str, Callable[[Results], str]] = {
     "audit-convnet": attack_table,
     "audit-resnet18": attack_table,
     "giml": prior_table,
     "standard": standard_table,
     "defences": defense_table,
+    "verdict": verdict_table,
     "engine-cpu": engine_table,
     "engine-ways": ways_table,
 }

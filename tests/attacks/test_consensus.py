@@ -3,7 +3,7 @@ import pytest
 import skimage.registration
 import torch
 
-from gradinv.attacks.consensus import GroupConsistency, consensus, displacement, roll
+from gradinv.attacks.consensus import GroupConsistency, consensus, displacement, in_one_order, roll
 from gradinv.attacks.cost import StageCost
 from gradinv.attacks.spaces import Pixels, Scene
 from tests.attacks.landscapes import Landscape
@@ -13,6 +13,17 @@ def pictures(generator, *lead):
     """Smooth random pictures of 16 x 16 in two channels."""
     noise = torch.randn((*lead, 2, 16, 16), generator=generator)
     return torch.nn.functional.avg_pool2d(noise.flatten(0, -4), 3, 1, 1).unflatten(0, lead)
+
+
+def test_images_of_one_label_are_put_in_the_order_of_the_reference(generator):
+    reference, labels = pictures(generator, 5), torch.tensor([0, 1, 0, 0, 1])
+    orders = torch.tensor([[2, 4, 3, 0, 1], [3, 1, 0, 2, 4], [0, 1, 2, 3, 4]])
+    moved = reference[orders] + 0.01 * torch.randn((3, 5, 2, 16, 16), generator=generator)
+    ordered = in_one_order(moved, reference, labels)
+    assert (ordered - reference).abs().max() < 0.1
+    # Images of different labels never change places, however alike they are.
+    swapped = reference[[1, 0, 2, 3, 4]]
+    assert torch.equal(in_one_order(swapped[None], reference, torch.arange(5))[0], swapped)
 
 
 def test_displacement_is_what_scikit_image_finds(generator):

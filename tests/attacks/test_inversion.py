@@ -112,6 +112,24 @@ def test_a_line_search_refuses_a_network_that_answers_by_chance():
     assert invert(observation, model, short("dlg")).outcome is Outcome.COMPLETED
 
 
+def test_dropout_is_the_same_in_every_run_and_resumption():
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 4)
+    ).train()
+    observation, attack, taken = tiny_observation(model, tiny_batch()), short("gi-x"), []
+    before = torch.random.get_rng_state()
+
+    def run(seed, **more):
+        return invert(observation, model, attack, seed=seed, **more).images
+
+    first = run(5, callback=lambda progress: taken.append(progress.checkpoint()))
+    torch.rand(3)  # whatever else draws from the global source
+    assert torch.equal(run(5), first)
+    assert torch.equal(run(5, resume=taken[1]), first)
+    assert not torch.equal(run(6), first)
+    torch.random.set_rng_state(before)
+
+
 def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(victim, observation, prior):
     def run(seed):
         return invert(observation, victim, short("gi-z/w"), prior=prior, seed=seed).images
@@ -169,8 +187,17 @@ def test_a_checkpoint_of_another_run_is_refused(victim, observation, prior, tmp_
     )
     with pytest.raises(AttackError, match=r"one of another seed; resume with the same settings"):
         invert(observation, victim, attack, prior=prior, seed=6, resume=taken[0])
-    with pytest.raises(AttackError, match="one of another attack;"):
+    with pytest.raises(AttackError, match="one of another attack, prior;"):
         invert(observation, victim, short("gi-x"), seed=5, resume=taken[0])
+    other = tiny_prior()
+    with torch.no_grad():
+        next(other.parameters()).add_(0.1)
+    with pytest.raises(AttackError, match="one of another prior;"):
+        invert(observation, victim, attack, prior=other, seed=5, resume=taken[0])
+    assert observation.labels is not None
+    relabelled = replace(observation, labels=observation.labels.flip(0))
+    with pytest.raises(AttackError, match="one of another labels;"):
+        invert(relabelled, victim, attack, prior=prior, seed=5, resume=taken[0])
     observation.save(tmp_path / "u.safetensors")
     with pytest.raises(AttackError, match="expected an attack's checkpoint"):
         Checkpoint.load(tmp_path / "u.safetensors")

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from gradinv.attacks import Outcome, invert, preset
+from gradinv.attacks.search import Search
 from gradinv.attacks.spaces import Solution
 from gradinv.attacks.standard import Standard
+from gradinv.data import ClientBatch
 from gradinv.errors import ConfigError
 from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_prior, tiny_victim
 
@@ -43,6 +45,10 @@ def test_more_starts_and_no_weights_where_little_is_known(victim, prior):
     assert spaces(thin) == [("z", True), ("z", False)]
     assert thin.restarts == 2 * whole.restarts
     assert thin.averaged == whole.averaged
+    asked = preset("standard").with_restarts(3)
+    assert asked.resolved(update, victim, prior).restarts == 3
+    with pytest.raises(ConfigError, match="at least 1 restart, got 0"):
+        asked.with_restarts(0)
 
 
 def test_what_is_shown_is_the_mean_of_restarts_that_match_about_as_well(
@@ -60,6 +66,73 @@ def test_what_is_shown_is_the_mean_of_restarts_that_match_about_as_well(
         images = seen[-1].images[found.objective.argsort()[:near]]
         torch.testing.assert_close(found.images, images.mean(0).clamp(0, 1))
         torch.testing.assert_close(found.images, found.stages[-1].images)
+
+
+class FixedCosts:
+    """In place of a stage's cost: what each of the next calls returns."""
+
+    def __init__(self, *costs):
+        self.costs = list(costs)
+
+    def matching(self, images, labels):
+        return torch.tensor([self.costs.pop(0)])
+
+
+@pytest.fixture
+def shown(victim, observation, prior, monkeypatch):
+    """What is shown of restarts with given costs, and at what costs of their means."""
+
+    def of(images, objective, *means):
+        search = Search(
+            observation, victim, preset("standard").resolved(observation, victim, prior),
+            prior=prior, seed=0, seconds=None,
+        )  # fmt: skip
+        costs = FixedCosts(*means)
+        monkeypatch.setattr(Search, "_cost", lambda self, progress: costs)
+        return search._shown(Solution(images), torch.tensor(objective))
+
+    return of
+
+
+def test_a_mean_that_matches_badly_leaves_the_worst_restart_out(shown, generator):
+    base = torch.rand((2, 1, 8, 8), generator=generator)
+    images = base + 0.01 * torch.rand((4, 2, 1, 8, 8), generator=generator)
+    images = images.clamp(0, 1)
+    picture, cost = shown(images, [2.0, 1.0, 2.9, 3.1], 2.1, 1.9)
+    torch.testing.assert_close(picture, images[:2].mean(0))
+    assert cost == pytest.approx(1.9)
+    picture, cost = shown(images, [2.0, 1.0, 2.9, 3.1], 2.1, 2.1)
+    assert torch.equal(picture, images[1])
+    assert cost == 1.0
+
+
+def test_a_cost_rounded_to_below_zero_shows_the_best_restart(shown, generator):
+    images = torch.rand((3, 2, 1, 8, 8), generator=generator)
+    picture, cost = shown(images, [1e-3, -1e-7, 2e-3])
+    assert torch.equal(picture, images[1])
+    assert cost == pytest.approx(-1e-7)
+
+
+def test_images_of_one_label_are_averaged_with_their_likes(victim, prior):
+    batch = tiny_batch()
+    twins = ClientBatch(batch.images, torch.zeros_like(batch.labels), batch.ids)
+    update = tiny_observation(victim, twins)
+    search = Search(
+        update, victim, preset("standard").resolved(update, victim, prior),
+        prior=prior, seed=0, seconds=None,
+    )  # fmt: skip
+    images = torch.stack([batch.images, batch.images.flip(0)])
+    picture, cost = search._shown(Solution(images), torch.tensor([1.0, 1.0]))
+    assert torch.equal(picture, batch.images)
+    assert cost == pytest.approx(float(search.engines[0].matching(batch.images[None])))
+
+
+def test_a_network_of_another_type_than_the_prior(prior):
+    victim = tiny_victim().double()
+    update = tiny_observation(victim, tiny_batch().to(torch.device("cpu"), torch.float64))
+    found = invert(update, victim, preset("standard").scaled(0.003), prior=prior)
+    assert found.images.dtype == torch.float64
+    assert next(prior.parameters()).dtype == torch.float32
 
 
 def test_pixels_without_a_prior(victim, observation):

@@ -77,11 +77,12 @@ def config(**settings: Any) -> AuditConfig:
 
 def rebuilt(images: Tensor, *, steps: int = 3) -> Reconstruction:
     """Returns what an attack of two restarts might have found, the second one not finite."""
-    stage = StageResult("x", images, torch.arange(2.0 * steps).view(steps, 2), steps, 1.5)
+    stage = StageResult("x", images, torch.arange(2.0 * steps).view(steps, 2), steps, 1.5, 0.5)
     return Reconstruction(
         images=images,
         labels=torch.zeros(len(images), dtype=torch.long),
         objective=torch.tensor([0.5, float("inf")]),
+        matching=0.5,
         best=0,
         stages=(stage,),
         outcome=Outcome.COMPLETED,

@@ -97,8 +97,9 @@ class Attack:
         best_stage: return the stage with the least matching cost (Fang et al. 2023) instead of the
             last one.
         averaged: return the mean over the restarts whose matching cost is at most this many times
-            the least (*ours*): what they disagree about is mostly wrong, and cancels. The best
-            restart alone when None.
+            the least (*ours*): what they disagree about is mostly wrong, and cancels. Images of one
+            label are put in the order of the best restart first, and the mean must match no worse
+            than the worst of the restarts. The best restart alone when None.
         tensors: match only this many tensors of largest norm; all when None.
         fedavg: for updates of several local steps: "simulate" them and differentiate through all
             of them, or "approximate" the update by one gradient at the weights that were sent out.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 Seeds = Float[Tensor, "restart batch channel height width"]
@@ -58,6 +59,31 @@ def consensus(images: Seeds, *, reach: int) -> Float[Tensor, "batch channel heig
     mean = finite.mean(dim=0)
     by = displacement(finite, mean.expand_as(finite), reach=reach)
     return roll(finite, by).mean(dim=0)
+
+
+def in_one_order(
+    images: Seeds,
+    reference: Float[Tensor, "batch channel height width"],
+    labels: Int[Tensor, " batch"],
+) -> Seeds:
+    """Returns the images of every seed in the reference's order.
+
+    The gradient is a mean over the batch: images of one label may change places, and do so between
+    seeds. Each is put where the reference has the image of its label that is likest, one to one,
+    at the least total squared error. No true image is needed for that.
+    """
+    ordered = images.clone()
+    for label in labels.unique():
+        places = (labels == label).nonzero().flatten()
+        target = reference[places].flatten(1).double()
+        for seed, own in zip(ordered, images[:, places], strict=True):
+            # The matrix-product form of cdist loses the small distances that decide here.
+            distance = torch.cdist(
+                target, own.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist"
+            )
+            _, order = linear_sum_assignment(distance.square().cpu().numpy())
+            seed[places] = own[torch.from_numpy(order).to(own.device)]
+    return ordered
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Peeled:
             cost=torch.tensor(self.residuals)[:, None],
             steps=len(self.residuals),
             seconds=self.seconds,
+            objective=self.residuals[-1],
         )
 
     def reconstruction(self, labels: Tensor) -> Reconstruction:
@@ -61,8 +62,16 @@ class Peeled:
         if not bool(torch.isfinite(self.image).all()):
             outcome = Outcome.NON_FINITE
         stage = self.stage()
-        objective = torch.tensor([self.residuals[-1]])
-        return Reconstruction(stage.images, labels, objective, 0, (stage,), outcome, self.seconds)
+        return Reconstruction(
+            images=stage.images,
+            labels=labels,
+            objective=torch.tensor([stage.objective]),
+            matching=stage.objective,
+            best=0,
+            stages=(stage,),
+            outcome=outcome,
+            seconds=self.seconds,
+        )
 
 
 def require_peelable(observation: Observation, model: nn.Module, name: str = "r-gap") -> None:

@@ -149,7 +149,7 @@ _ATTACKS = (
     ),
 )
 
-_STANDARD = Standard("standard", reference="gradinv: standard-3")
+_STANDARD = Standard("standard", reference="gradinv: standard-4")
 
 PRESETS: dict[str, Attack] = {attack.name: attack for attack in (*_ATTACKS, _STANDARD)}
 

@@ -37,6 +37,7 @@ class StageResult:
         cost: the whole cost at every step of every restart, on the CPU.
         steps: done.
         seconds: wall-clock time.
+        objective: matching cost of ``images``.
     """
 
     name: str
@@ -44,6 +45,7 @@ class StageResult:
     cost: Float[Tensor, "steps restart"]
     steps: int
     seconds: float
+    objective: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,7 @@ class Reconstruction:
             as well where the attack averages, in [0, 1]; chosen without ground truth.
         labels: the labels that the attack used.
         objective: final matching cost of every restart of the stage that ``images`` come from.
+        matching: matching cost of ``images`` themselves.
         best: index of the restart with the least matching cost.
         stages: where each stage ended.
         outcome: how the attack ended.
@@ -67,6 +70,7 @@ class Reconstruction:
     images: Float[Tensor, "batch channel height width"]
     labels: Int[Tensor, " batch"]
     objective: Float[Tensor, " restart"]
+    matching: float
     best: int
     stages: tuple[StageResult, ...]
     outcome: Outcome

@@ -3,22 +3,22 @@
 Methods differ only in the :class:`~gradinv.attacks.attack.Attack` that they hand in.
 """
 
-import hashlib
-import json
+import copy
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from gradinv.attacks.analytic import SystemEngine
 from gradinv.attacks.attack import Attack, Stage
+from gradinv.attacks.chance import dropout_from, dropping, require_steady
+from gradinv.attacks.consensus import in_one_order
 from gradinv.attacks.cost import StageCost
 from gradinv.attacks.engine import engine_for, pixel_units
+from gradinv.attacks.identity import run_identity
 from gradinv.attacks.labels import searched_labels
 from gradinv.attacks.lbfgs import LBFGS
 from gradinv.attacks.objectives import Target
@@ -54,7 +54,9 @@ class Search:
         self.observation = attacked.to(weight.device, weight.dtype)
         self.attack = attack
         self.seconds = seconds
-        _require_steady(model, attack)
+        self.seed, self.drops = seed, bool(dropping(model))
+        if any(isinstance(stage.optimizer, LBFGS) for stage in attack.stages):
+            require_steady(model, attack.name)
         clues = Clues.of(self.observation, model) if attack.needs_features else None
         self.scene = _scene(self.observation, model, attack, prior, clues)
         target = Target(dict(self.observation.gradient), self.observation.sparsity_mask)
@@ -79,7 +81,7 @@ class Search:
             for stage in attack.stages
         ]
         self.source = torch.Generator().manual_seed(seed)
-        self.identity = _identity(observation, attack, seed)
+        self.identity = run_identity(observation, attack, seed, self.scene.prior)
         self.previous: Solution | None = None
         self.results: list[StageResult] = []
         self.objectives: list[Tensor] = []
@@ -135,7 +137,10 @@ class Search:
 
     def _step(self, progress: float) -> None:
         """Moves every restart once; one that was ever not finite is out of the choice."""
-        value = self.stepper.step(self._cost(progress), self.stage.schedule.factor(progress)).cpu()
+        place = (self.seed, len(self.results), len(self.costs))
+        with dropout_from(place, self.scene.mean.device) if self.drops else nullcontext():
+            value = self.stepper.step(self._cost(progress), self.stage.schedule.factor(progress))
+        value = value.cpu()
         self.space.project()
         self.costs.append(value)
         self.alive &= torch.isfinite(value)
@@ -149,11 +154,13 @@ class Search:
         order = objective.argsort(stable=True)
         self.dropped |= not bool(self.alive.all())
         keep = order[: self.stage.keep]
+        shown, matching = self._shown(solution, objective)
         self.stage_seconds += time.perf_counter() - started
         self.results.append(
             StageResult(
                 name=self.stage.space.name,
-                images=self._shown(solution.images, objective),
+                images=shown,
+                objective=matching,
                 cost=torch.stack(self.costs),
                 steps=len(self.costs),
                 seconds=self.stage_seconds,
@@ -164,13 +171,27 @@ class Search:
         if not self.done:
             self._open_stage()
 
-    def _shown(self, images: Tensor, objective: Tensor) -> Tensor:
-        """Returns the pictures of the best restart, or the mean of those that match as well."""
-        chosen = objective.argsort(stable=True)[:1]
-        if self.attack.averaged is not None:
-            chosen = (objective <= self.attack.averaged * objective.min()).nonzero().flatten()
-        shown = images[chosen.to(images.device)].mean(dim=0)
-        return torch.nan_to_num(shown).clamp(0, 1)
+    def _shown(self, solution: Solution, objective: Tensor) -> tuple[Tensor, float]:
+        """Returns the pictures of the best restart, or the mean of those that match about as well.
+
+        The mean of restarts that disagree about more than what the prior made up matches nothing,
+        so it must match well itself; if it does not, the restart that matches worst is left out.
+        The second value is the matching cost of the pictures.
+        """
+        order = objective.argsort(stable=True)
+        best = int(order[0])
+        shown, cost = solution.images[best], float(objective[best])
+        averaged, labels = self.attack.averaged, self.observation.labels
+        if averaged is not None and labels is not None:
+            # A cosine distance can be rounded to a little below zero; the best is always near.
+            near = order[objective[order] <= max(averaged * cost, cost)]
+            images = in_one_order(solution.images[near.to(shown.device)], shown, labels)
+            for count in range(len(near), 1, -1):
+                mean = images[:count].mean(dim=0)
+                own = float(self._cost(1.0).matching(mean[None], None))
+                if own <= (1 + averaged) / 2 * cost:
+                    return torch.nan_to_num(mean).clamp(0, 1), own
+        return torch.nan_to_num(shown).clamp(0, 1), cost
 
     def reconstruction(self) -> Reconstruction:
         """Returns the restart with the least matching cost of the last, or of the best stage."""
@@ -198,6 +219,7 @@ class Search:
             images=self.results[kept].images,
             labels=labels,
             objective=objective,
+            matching=self.results[kept].objective,
             best=best,
             kept=kept if self.attack.best_stage else None,
             stages=(*closed, *self.results),
@@ -242,7 +264,12 @@ class Search:
         header = {
             "identity": self.identity,
             "results": [
-                {"name": result.name, "steps": result.steps, "seconds": result.seconds}
+                {
+                    "name": result.name,
+                    "steps": result.steps,
+                    "seconds": result.seconds,
+                    "objective": result.objective,
+                }
                 for result in self.results
             ],
             "stage_seconds": self.stage_seconds,
@@ -315,7 +342,8 @@ def _scene(
             )
         if prior.training:
             raise PriorError("expected the prior in eval mode, got train mode; call prior.eval()")
-        prior = prior.to(weight.device)
+        same = all(value.dtype == weight.dtype for value in prior.parameters())
+        prior = (prior if same else copy.deepcopy(prior)).to(weight.device, weight.dtype)
     scene = Scene(
         observation.batch_size,
         observation.image_shape,
@@ -328,32 +356,3 @@ def _scene(
     if attack.needs_prior:
         scene.generator()
     return scene
-
-
-def _require_steady(model: nn.Module, attack: Attack) -> None:
-    """Checks that a line search compares costs of one and the same network."""
-    if not any(isinstance(stage.optimizer, LBFGS) for stage in attack.stages):
-        return
-    dropping = [
-        name for name, layer in model.named_modules()
-        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0
-    ]  # fmt: skip
-    if dropping:
-        raise AttackError(
-            f"expected the same gradient at every evaluation for {attack.name}, whose line search "
-            f"compares them, got dropout in train mode in {', '.join(dropping)}; "
-            "let the client compute in eval mode, or attack with gi-x"
-        )
-
-
-def _identity(observation: Observation, attack: Attack, seed: int) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name, value in observation.gradient.items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    settings = json.dumps(replace(attack, reference="").describe(), sort_keys=True)
-    return {
-        "attack": hashlib.sha256(settings.encode()).hexdigest()[:16],
-        "update": digest.hexdigest()[:16],
-        "seed": seed,
-    }

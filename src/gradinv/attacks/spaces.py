@@ -346,10 +346,10 @@ class OfGenerator:
         if latents is None and self.culled:
             latents = _cull(scene, self.culled, restarts, source)
         elif latents is None:
-            drawn = generator.sample_latents(restarts * scene.batch_size, source)
+            drawn = generator.sample_latents(restarts * scene.batch_size, source).to(scene.mean)
             latents = drawn.unflatten(0, (restarts, scene.batch_size))
         if not self.pretrained:
-            generator = generator.untrained(source).requires_grad_(False)
+            generator = generator.untrained(source).to(scene.mean).requires_grad_(False)
         if self.weights and weights is None:
             lead = (latents.shape[0], scene.batch_size)
             weights = {

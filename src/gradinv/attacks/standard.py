@@ -13,7 +13,7 @@ from gradinv.errors import AttackError
 from gradinv.federated.observation import Observation
 from gradinv.priors.generator import Generator
 
-VERSION = 3
+VERSION = 4
 
 _AVERAGED = 3.0
 """Restarts that match up to three times worse than the best differ from it by their start only."""
@@ -80,6 +80,13 @@ class Standard(Attack):
     def uses_prior(self) -> bool:
         """Yes."""
         return True
+
+    def with_restarts(self, restarts: int) -> "Standard":
+        """Returns the attack with another number of starts, whatever the update shows."""
+        return replace(
+            self, restarts=Attack(self.name, self.stages).with_restarts(restarts).restarts,
+            thin_restarts=restarts,
+        )  # fmt: skip
 
     def scaled(self, factor: float) -> "Standard":
         """Returns the attack with every stage's steps multiplied."""

@@ -15,7 +15,7 @@ def attack_row(reconstruction: Reconstruction) -> dict[str, Any]:
     return {
         "steps": reconstruction.steps,
         "seconds": finite(reconstruction.seconds),
-        "objective": finite(reconstruction.objective[reconstruction.best]),
+        "objective": finite(reconstruction.matching),
         "objectives": [finite(value) for value in reconstruction.objective],
         "restart": reconstruction.best,
         "outcome": reconstruction.outcome.value,
