@@ -251,6 +251,15 @@ def test_through_defences_it_does_what_it_can(defense, least):
     assert torch.isfinite(found.images).all()
 
 
+def test_noise_behind_a_sparsification_makes_no_equations():
+    model = seeded(lambda: LeakyNet(4, 1, SIDE))
+    seen, hidden = (
+        invert(update(model, image(), defense), model, preset("r-gap"))
+        for defense in ("sparsify:0.5", "sparsify:0.5+noise:1e-10")
+    )
+    torch.testing.assert_close(hidden.images, seen.images, atol=1e-3, rtol=0)
+
+
 class Shortcut(nn.Module):
     def __init__(self) -> None:
         super().__init__()

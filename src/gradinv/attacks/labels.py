@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gradinv.attacks.evidence import proven_counts
 from gradinv.attacks.head import Head, find_head, random_images
+from gradinv.attacks.objectives import Target
 from gradinv.errors import AttackError
 from gradinv.federated.defenses import Noise, Sparsify
 from gradinv.federated.observation import Observation
@@ -170,20 +171,20 @@ class _Update:
                 "update, got none (a frozen layer); reveal the labels"
             )
         least = proven_counts(observation, head).double()
-        observation = observation.as_one_gradient()
+        target = Target.of(observation.as_one_gradient())
         usual = head.features.detach().double().cpu()
         unit = float(usual.norm(dim=1).mean().clamp_min(torch.finfo(torch.float32).tiny))
         weight = head.weight.double().cpu() * unit
         bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.double().cpu()
-        columns = [observation.gradient[head.weight_name].detach().double().cpu() / unit]
+        columns = [target.gradient[head.weight_name].detach().double().cpu() / unit]
         usual = usual / unit
-        biased = head.bias_name in observation.gradient
+        biased = head.bias_name in target.gradient
         if biased:
-            columns.append(observation.gradient[head.bias_name].detach().double().cpu()[:, None])
+            columns.append(target.gradient[head.bias_name].detach().double().cpu()[:, None])
             usual = torch.cat([usual, usual.new_ones(len(usual), 1)], dim=1)
         rows = torch.cat(columns, dim=1)
         certainty, fitted = torch.ones_like(rows), None
-        if observation.sparsity_mask is not None:
+        if target.mask is not None:
             # What was dropped is not zero but small: it binds the fit loosely.
             certainty[rows == 0] = DROPPED
             mass = rows.abs().sum(dim=0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradinv.attacks.chain import Link, chain_of, undo
 from gradinv.attacks.linear import System, system_of
+from gradinv.attacks.objectives import Target
 from gradinv.attacks.result import Outcome, Reconstruction, StageResult
 from gradinv.errors import AttackError
 from gradinv.federated.observation import Observation
@@ -119,9 +120,9 @@ def peel(observation: Observation, model: nn.Module, *, name: str = "r-gap") -> 
     observation = observation.as_one_gradient()  # a single local step is nothing else
     assert observation.labels is not None
     links = chain_of(model, observation.image_shape)
+    target = Target.of(observation)
     # Also on CUDA: least squares in double precision are the processor's work.
-    gradient = {key: value.detach().double().cpu() for key, value in observation.gradient.items()}
-    mask = observation.sparsity_mask
+    gradient = {key: value.detach().double().cpu() for key, value in target.gradient.items()}
     known, slope, error = _last_layer(links[-1], gradient, int(observation.labels[0]))
     residuals, systems, inner, first = [error], [], None, 0
     for index in reversed(range(len(links) - 1)):
@@ -129,7 +130,7 @@ def peel(observation: Observation, model: nn.Module, *, name: str = "r-gap") -> 
         if not isinstance(link.layer, nn.Conv2d | nn.Linear):
             known, slope = undo(link, known, slope)
             continue
-        kept = None if mask is None else mask[f"{link.name}.weight"].cpu()
+        kept = None if target.mask is None else target.mask[f"{link.name}.weight"].cpu()
         system = system_of(link, known, slope, gradient, kept=kept)
         known, slope = system.solution, system.slope
         residuals.append(system.residual)
