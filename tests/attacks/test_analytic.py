@@ -251,6 +251,16 @@ def test_through_defences_it_does_what_it_can(defense, least):
     assert torch.isfinite(found.images).all()
 
 
+@pytest.mark.parametrize("build", [without_bias, lambda: Dense(bias=False)])
+@pytest.mark.parametrize("defense", ["clip:0.001", "clip:1e6"])
+def test_a_clip_takes_nothing_from_it_without_biases_either(build, defense):
+    """The last layer's scale is then not that of a client's gradient, and must not be read as it."""
+    model = seeded(build)
+    batch = image()
+    found = invert(update(model, batch, defense), model, preset("r-gap"))
+    assert quality(found, batch) > 40
+
+
 def test_noise_behind_a_sparsification_makes_no_equations():
     model = seeded(lambda: LeakyNet(4, 1, SIDE))
     seen, hidden = (
