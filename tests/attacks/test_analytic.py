@@ -254,7 +254,7 @@ def test_through_defences_it_does_what_it_can(defense, least):
 @pytest.mark.parametrize("build", [without_bias, lambda: Dense(bias=False)])
 @pytest.mark.parametrize("defense", ["clip:0.001", "clip:1e6"])
 def test_a_clip_takes_nothing_from_it_without_biases_either(build, defense):
-    """The last layer's scale is then not that of a client's gradient, and must not be read as it."""
+    """The scale of the last layer's gradient says nothing then about that of its features."""
     model = seeded(build)
     batch = image()
     found = invert(update(model, batch, defense), model, preset("r-gap"))

@@ -186,6 +186,17 @@ def test_counts_through_defences(defense):
     assert right >= 0.9
 
 
+@pytest.mark.parametrize("defense", ["clip:0.001", "clip:1e6"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_clip_changes_no_count(bias, defense):
+    """The part of a gradient that is left would else pass for fewer images."""
+    net = network(bias=bias)
+    for seed in range(5):
+        labels = random_labels(8, seed)
+        found = recover_labels(update(net, batch_of(labels, seed=seed), defense), net)
+        assert found.labels.tolist() == sorted(labels)
+
+
 def test_noise_behind_a_sparsification_makes_no_coordinate_certain():
     net = network()
     for seed in range(5):
