@@ -251,6 +251,25 @@ def test_through_defences_it_does_what_it_can(defense, least):
     assert torch.isfinite(found.images).all()
 
 
+@pytest.mark.parametrize("build", [without_bias, lambda: Dense(bias=False)])
+@pytest.mark.parametrize("defense", ["clip:0.001", "clip:1e6"])
+def test_a_clip_takes_nothing_from_it_without_biases_either(build, defense):
+    """The scale of the last layer's gradient says nothing then about that of its features."""
+    model = seeded(build)
+    batch = image()
+    found = invert(update(model, batch, defense), model, preset("r-gap"))
+    assert quality(found, batch) > 40
+
+
+def test_noise_behind_a_sparsification_makes_no_equations():
+    model = seeded(lambda: LeakyNet(4, 1, SIDE))
+    seen, hidden = (
+        invert(update(model, image(), defense), model, preset("r-gap"))
+        for defense in ("sparsify:0.5", "sparsify:0.5+noise:1e-10")
+    )
+    torch.testing.assert_close(hidden.images, seen.images, atol=1e-3, rtol=0)
+
+
 class Shortcut(nn.Module):
     def __init__(self) -> None:
         super().__init__()

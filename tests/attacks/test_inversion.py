@@ -13,8 +13,12 @@ from gradinv.attacks import (
     Stage,
     invert,
     preset,
+    recover_labels,
 )
 from gradinv.attacks.engine import ExactROperator, PlainDoubleBackward, engine_for
+from gradinv.attacks.objectives import Target
+from gradinv.attacks.peeling import peel
+from gradinv.attacks.penultimate import Clues
 from gradinv.attacks.presets import PRESETS
 from gradinv.attacks.schedules import StepDecay
 from gradinv.attacks.search import Search
@@ -349,6 +353,43 @@ def test_what_is_missing_is_said(victim, observation, prior):
         invert(observation, victim.train(), preset("gi-x"))
     with pytest.raises(ObservationError, match="other weights"):
         invert(observation, tiny_victim(seed=1), preset("gi-x"))
+
+
+@pytest.mark.parametrize("name", ["gi-x", "dlg", "gi-z/w", "standard"])
+def test_an_update_of_several_clients_is_refused(name, victim, observation, prior):
+    summed = replace(observation, clients=5)
+    with pytest.raises(
+        ObservationError,
+        match="expected the update of one client, got the sum of those of 5; attack an update",
+    ):
+        invert(summed, victim, short(name), prior=prior)
+
+
+def test_labels_and_engines_refuse_several_clients_too(victim, observation):
+    from gradinv.attacks.objectives import Cosine
+
+    summed = replace(observation, clients=5)
+    one = tiny_observation(victim, tiny_batch(batch=1))
+    refusals = (
+        lambda: recover_labels(summed, victim),
+        lambda: engine_for(victim, summed, distance=Cosine()),
+        lambda: engine_for(victim, summed, distance=Cosine(), target=Target.of(observation)),
+        lambda: Clues.of(summed, victim),
+        lambda: peel(replace(one, clients=5), victim),
+    )
+    for refusal in refusals:
+        with pytest.raises(ObservationError, match="expected the update of one client, got the"):
+            refusal()
+
+
+def test_a_sparse_update_with_a_trace_of_noise_gives_as_much_away():
+    model, batch = tiny_victim(norm=False), tiny_batch(batch=1)
+    errors = {}
+    for defense in ("sparsify:0.7", "sparsify:0.7+noise:1e-9"):
+        observation = tiny_observation(model, batch, defense=defense)
+        found = invert(observation, model, preset("gi-x:tv=0").scaled(0.2), seed=0)
+        errors[defense] = (found.images - batch.images).square().mean().item()
+    assert errors["sparsify:0.7+noise:1e-9"] < 1.1 * errors["sparsify:0.7"]
 
 
 def test_top_tensors_only_match_those(victim, observation):

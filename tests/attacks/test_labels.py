@@ -186,6 +186,29 @@ def test_counts_through_defences(defense):
     assert right >= 0.9
 
 
+@pytest.mark.parametrize("defense", ["clip:0.001", "clip:1e6"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_clip_changes_no_count(bias, defense):
+    """The part of a gradient that is left would else pass for fewer images."""
+    net = network(bias=bias)
+    for seed in range(5):
+        labels = random_labels(8, seed)
+        found = recover_labels(update(net, batch_of(labels, seed=seed), defense), net)
+        assert found.labels.tolist() == sorted(labels)
+
+
+def test_noise_behind_a_sparsification_makes_no_coordinate_certain():
+    net = network()
+    for seed in range(5):
+        batch = batch_of(random_labels(4, seed), seed=seed)
+        seen, hidden = (
+            recover_labels(update(net, batch, defense), net)
+            for defense in ("sparsify:0.9", "sparsify:0.9+noise:1e-9")
+        )
+        assert hidden.labels.tolist() == seen.labels.tolist()
+        assert hidden.gap == pytest.approx(seen.gap, abs=1e-3)
+
+
 def test_the_last_layer_alone_is_read_and_the_scale_of_features_does_not_matter():
     net = network()
     observed = update(net, batch_of([1, 1, 4, 5]))

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from gradinv.attacks.objectives import (
     Target,
     TotalVariation,
 )
-from gradinv.errors import AttackError
+from gradinv.errors import AttackError, ObservationError
+from gradinv.federated import Sparsify
 from gradinv.models.batchnorm import BatchStatistics
+from tests.attacks.tiny import tiny_observation
 
 TRIAL = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([[4.0, -1.0]])}
 SEEN = {"a": torch.tensor([0.0, 2.0, 1.0]), "b": torch.tensor([[5.0, 0.0]])}
@@ -29,6 +32,28 @@ def flat(gradient, mask=None):
         (value * (1 if mask is None else mask[name])).numpy().ravel()
         for name, value in gradient.items()
     ])  # fmt: skip
+
+
+class TestTargetOf:
+    def test_without_a_sparsification_it_is_the_update(self, observation):
+        target = Target.of(observation)
+        assert target.mask is None
+        assert all(target.gradient[n] is value for n, value in observation.gradient.items())
+
+    @pytest.mark.parametrize("noise", ["", "+noise:1e-9", "+noise:0.01", "+noise:0.01+clip:1"])
+    def test_it_is_zero_where_a_sparsification_left_nothing_but_noise(self, victim, batch, noise):
+        observation = tiny_observation(victim, batch, defense=f"sparsify:0.8{noise}")
+        target, mask = Target.of(observation), observation.sparsity_mask
+        assert mask is not None
+        assert target.mask is not None
+        for name, value in observation.gradient.items():
+            assert torch.equal(target.mask[name], mask[name])
+            assert torch.equal(target.gradient[name], value * mask[name])
+            assert int(mask[name].sum()) == Sparsify(0.8).kept(value.numel())
+
+    def test_an_update_of_several_clients_is_no_target(self, observation):
+        with pytest.raises(ObservationError, match="expected the update of one client, got the"):
+            Target.of(replace(observation, clients=5))
 
 
 @pytest.mark.parametrize("mask", [None, MASK])

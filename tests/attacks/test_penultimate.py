@@ -36,6 +36,16 @@ def test_a_sparsified_row_is_compared_where_it_is_known(victim):
     assert clues.distance(features * torch.linspace(-1, 1, 64)) > 1e-2
 
 
+def test_noise_behind_a_sparsification_hides_no_clue(victim, batch):
+    seen, hidden = (
+        Clues.of(tiny_observation(victim, batch, defense=defense), victim)
+        for defense in ("sparsify:0.8", "sparsify:0.8+noise:1e-9")
+    )
+    assert torch.equal(hidden.known, seen.known)
+    assert torch.equal(hidden.directions != 0, seen.directions != 0)
+    torch.testing.assert_close(hidden.directions, seen.directions, atol=1e-7, rtol=0)
+
+
 def test_the_distance_is_one_minus_the_fit(victim, batch, observation):
     clues = Clues.of(observation, victim)
     fits = clues.fits(victim, batch.images)

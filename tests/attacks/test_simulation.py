@@ -14,6 +14,7 @@ from gradinv.attacks.engine import (
     engine_for,
 )
 from gradinv.attacks.objectives import (
+    L1,
     BatchNormMatching,
     Cosine,
     ImageNorm,
@@ -118,6 +119,36 @@ def test_one_gradient_is_right_to_first_order_where_all_images_weigh_the_same(pr
     between = ((first - second).norm() / truth.norm()).item()
     assert error < 1e-5 if right else error > 0.01
     assert between < 1e-5 if right else between > 0.01
+
+
+@pytest.mark.parametrize(
+    "defense",
+    ["sparsify:0.9+noise:1e-14", "clip:0.1", "sparsify:0.5+clip:0.1", "clip:0.1+sparsify:0.5"],
+)
+@pytest.mark.parametrize("distance", [Cosine(), SquaredL2(), L1()], ids=lambda d: type(d).__name__)
+def test_the_true_images_cost_nothing_behind_defences(distance, defense, generator):
+    model, observation = trained(defense=defense)
+    engine = SimulatedTraining(model, observation, distance=distance)
+    truth = tiny_batch(batch=3).images.double()
+    points = torch.stack([truth, 1 - truth])
+    right, wrong = engine.matching(points).tolist()
+    assert right == pytest.approx(0, abs=1e-9)
+    assert wrong > 1e-3
+    step, images = 1e-5, torch.rand((1, 3, 1, 8, 8), generator=generator, dtype=torch.float64)
+    direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    ahead, behind = (engine.evaluate(images + s * direction).cost for s in (step, -step))
+    slope = (engine.evaluate(images).gradient * direction).sum().item()
+    assert slope == pytest.approx(((ahead - behind) / (2 * step)).item(), rel=1e-5)
+
+
+def test_the_approximation_clips_in_its_own_units():
+    """With tiny local steps all gradients are the one at theta_0, and it is exact."""
+    slow = FedAvg(local_epochs=4, lr=1e-7)
+    model, sent = trained(slow, defense="clip:0.1")
+    engine = engine_for(model, sent.as_one_gradient(), distance=SquaredL2())
+    truth = tiny_batch(batch=3).images.double()
+    right, wrong = engine.matching(torch.stack([truth, 1 - truth])).tolist()
+    assert right < 1e-6 * wrong
 
 
 def test_cost_and_matching_agree_and_restarts_do_not_see_each_other(generator):

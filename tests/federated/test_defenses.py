@@ -128,6 +128,25 @@ class TestClip:
             Clip(limit)
 
 
+@pytest.mark.parametrize("factor", [0.25, 3.0])
+@pytest.mark.parametrize("defense", [Noise(0.1), Sparsify(0.5), Clip(0.5), Clip(1e9)])
+def test_in_other_units_it_does_the_same(defense, factor):
+    def source() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    scaled = {name: factor * value for name, value in gradient().items()}
+    found = defense.scaled(factor).apply(scaled, source())
+    for name, value in defense.apply(gradient(), source()).items():
+        torch.testing.assert_close(found[name], factor * value)
+
+
+def test_a_gradient_of_zeros_has_a_derivative_behind_a_clip():
+    zeros = torch.zeros(3, requires_grad=True)
+    Clip(0.5).apply({"a": zeros}, None)["a"].sum().backward()
+    assert zeros.grad is not None
+    assert torch.equal(zeros.grad, torch.ones(3))
+
+
 @pytest.mark.parametrize("defense", [Noise(0.1), Sparsify(0.5), Clip(0.5)])
 def test_an_attacker_can_differentiate_it(defense):
     update = {"a": torch.tensor([3.0, -1.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)}

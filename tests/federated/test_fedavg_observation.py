@@ -7,6 +7,7 @@ import torch
 
 from gradinv.errors import ConfigError, ObservationError
 from gradinv.federated import (
+    Clip,
     FedAvg,
     FedSGD,
     Noise,
@@ -92,6 +93,20 @@ def test_as_one_gradient_is_right_to_first_order(model, batch):
         distances.append((one.gradient["head.weight"] - graded.gradient["head.weight"]).norm())
     assert distances[1] < 0.2 * distances[0]
     assert distances[0] < 0.01 * graded.gradient["head.weight"].norm()
+
+
+def test_as_one_gradient_has_the_defences_in_its_own_units(model, batch):
+    """A clip and a noise are so large beside the update, and so large beside a part of it."""
+    model = model.double()
+    batch = type(batch)(batch.images.double(), batch.labels, batch.ids)
+    protocol = FedAvg(local_epochs=4, lr=1e-7)
+    defenses = (Sparsify(0.5), Clip(0.01), Noise(1e-5))
+    one = observe(
+        model, batch, protocol=protocol, defenses=defenses, generator=source()
+    ).as_one_gradient()
+    again = observe(model, batch, defenses=one.defenses, generator=source())
+    for name, value in one.gradient.items():
+        torch.testing.assert_close(value, again.gradient[name], rtol=1e-3, atol=1e-8)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

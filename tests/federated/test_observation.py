@@ -256,6 +256,36 @@ class TestObservation:
             assert torch.equal(mask[name], value != 0)
         assert int(mask["head.weight"].sum()) == 80
 
+    @pytest.mark.parametrize("before", [(), (Clip(0.1),)], ids=["", "clip"])
+    @pytest.mark.parametrize("after", [(), (Clip(0.1),), (Noise(1e-9),)], ids=["", "clip", "noise"])
+    def test_noise_does_not_hide_what_a_known_sparsification_left(
+        self, model, batch, generator, before, after
+    ):
+        seen = observe(model, batch, defenses=(*before, Sparsify(0.75))).sparsity_mask
+        defenses = (*before, Sparsify(0.75), Noise(1e-9), *after)
+        observation = observe(model, batch, defenses=defenses, generator=generator)
+        mask = observation.sparsity_mask
+        assert mask is not None
+        assert seen is not None
+        assert all((value != 0).all() for value in observation.gradient.values())
+        for name in seen:
+            assert torch.equal(mask[name], seen[name])
+
+    def test_a_sparsification_after_the_noise_is_seen_as_it_is(self, model, batch, generator):
+        for defenses, left in (
+            ((Noise(0.1), Sparsify(0.75)), 0.25),
+            ((Sparsify(0.5), Noise(0.1), Sparsify(0.75)), 0.25),
+            ((Sparsify(0.75), Noise(0.1), Sparsify(0.5)), 0.25),
+            ((Sparsify(0.5), Sparsify(0.75), Noise(0.1)), 0.25),
+        ):
+            observation = observe(model, batch, defenses=defenses, generator=generator)
+            mask = observation.sparsity_mask
+            assert mask is not None
+            value = observation.gradient["head.weight"]
+            assert int(mask["head.weight"].sum()) == left * value.numel()
+            chosen = value[mask["head.weight"]].abs().min()
+            assert (value[~mask["head.weight"]].abs() <= chosen).all()
+
     def test_to_moves_floats_only(self, model, batch):
         observation = observe(model, batch, reveal=EVERYTHING)
         double = observation.to(dtype=torch.float64)

@@ -44,6 +44,22 @@ def test_broken_updates_are_named_and_the_good_ones_used(folder):
     assert tasks.digest != good.digest
 
 
+def test_an_update_of_several_clients_is_left_out_and_named(folder):
+    path = folder / "round0-client001.safetensors"
+    one = Observation.load(path)
+    replace(one, clients=5).save(path)
+    tasks = open_tasks(folder)
+    assert len(tasks.tasks) == 5
+    (left_out,) = tasks.broken
+    assert left_out.startswith(
+        "round0-client001.safetensors: expected the update of one client, got the sum of those of 5"
+    )
+    for each in folder.glob("*client*.safetensors"):
+        replace(Observation.load(each), clients=5).save(each)
+    with pytest.raises(ObservationError, match=r"got none that can be used .* got the sum of"):
+        open_tasks(folder)
+
+
 def test_updates_of_other_images_are_left_out(folder, images):
     model = build_model(SPEC, num_classes=3, channels=1, image_size=16, seed=0)
     smaller = type(images)(

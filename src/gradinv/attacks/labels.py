@@ -4,7 +4,7 @@ With logits z = W h + b, softmax p and the mean cross entropy over B images, row
 gradient is dW_c = (1/B) sum_j (p_jc - [y_j = c]) h_j and db_c = (1/B) sum_j (p_jc - [y_j = c]).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from gradinv.attacks.evidence import proven_counts
 from gradinv.attacks.head import Head, find_head, random_images
+from gradinv.attacks.objectives import Target
 from gradinv.errors import AttackError
-from gradinv.federated.defenses import Noise, Sparsify
+from gradinv.federated.defenses import Clip, Noise, Sparsify
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
@@ -150,6 +151,7 @@ class _Update:
         usual: h of the probes, with the 1 behind it where ``rows`` has db.
         biased: whether ``rows`` has db.
         least: of the counts, as far as the update proves them.
+        clipped: whether ``rows`` may be an unknown part of the gradient's.
     """
 
     batch: int
@@ -161,6 +163,7 @@ class _Update:
     usual: Float[Tensor, "probe column"]
     biased: bool
     least: Float[Tensor, " class"]
+    clipped: bool
 
     @classmethod
     def of(cls, observation: Observation, head: Head) -> "_Update":
@@ -171,27 +174,36 @@ class _Update:
                 "update, got none (a frozen layer); reveal the labels"
             )
         least = proven_counts(observation, head).double()
-        observation = observation.as_one_gradient()
+        target = Target.of(observation.as_one_gradient())
         usual = head.features.detach().double().cpu()
         unit = float(usual.norm(dim=1).mean().clamp_min(torch.finfo(torch.float32).tiny))
         weight = head.weight.double().cpu() * unit
         bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.double().cpu()
-        columns = [observation.gradient[head.weight_name].detach().double().cpu() / unit]
+        columns = [target.gradient[head.weight_name].detach().double().cpu() / unit]
         usual = usual / unit
-        biased = head.bias_name in observation.gradient
+        biased = head.bias_name in target.gradient
         if biased:
-            columns.append(observation.gradient[head.bias_name].detach().double().cpu()[:, None])
+            columns.append(target.gradient[head.bias_name].detach().double().cpu()[:, None])
             usual = torch.cat([usual, usual.new_ones(len(usual), 1)], dim=1)
         rows = torch.cat(columns, dim=1)
         certainty, fitted = torch.ones_like(rows), None
-        if observation.sparsity_mask is not None:
+        if target.mask is not None:
             # What was dropped is not zero but small: it binds the fit loosely.
             certainty[rows == 0] = DROPPED
             mass = rows.abs().sum(dim=0)
             mass[weight.shape[1] :] = torch.inf
             fitted = mass.topk(min(COLUMNS, len(mass))).indices
         return cls(
-            observation.batch_size, rows, certainty, fitted, weight, bias, usual, biased, least
+            batch=observation.batch_size,
+            rows=rows,
+            certainty=certainty,
+            fitted=fitted,
+            weight=weight,
+            bias=bias,
+            usual=usual,
+            biased=biased,
+            least=least,
+            clipped=any(isinstance(defense, Clip) for defense in observation.defenses),
         )
 
     def posterior(self, means: Float[Tensor, "class column"]) -> Float[Tensor, "class class"]:
@@ -263,7 +275,9 @@ def _solve_counts(update: _Update) -> Float[Tensor, " class"]:
     the two are solved for in turns, which keeps the other classes' share in row c from being taken
     for features of class c; counts are kept from being negative; features keep the sign and size
     that random images show (which is also where LLG's offset, Wainakh et al. 2022, comes from);
-    without a bias the start of h_c divides by the projection of dW_c that is 1 on usual features.
+    without a bias the start of h_c divides by the projection of dW_c that is 1 on usual features;
+    where a known clip left an unknown part of the gradient, that part is what the n that are solved
+    for without their sum have of B, anew in each turn.
     """
     classes = len(update.rows)
     if update.fitted is None:
@@ -272,9 +286,12 @@ def _solve_counts(update: _Update) -> Float[Tensor, " class"]:
         means = update.feasible(update.rows / divisor[:, None])
     else:
         means = update.feasible(update.usual.mean(dim=0).expand_as(update.rows))
-    counts = None
+    counts, rows = None, update.rows
     for _ in range(ROUNDS):
         moves = update.posterior(means) - torch.eye(classes, dtype=torch.float64)
+        if update.clipped:
+            sent = replace(update, rows=rows)
+            update = replace(update, rows=rows / _part_left(sent, moves, means))
         solved = _counts_of(update, moves, means)
         counts = solved if counts is None else (counts + solved) / 2
         counts = _normalised(update, counts)
@@ -305,6 +322,23 @@ def _counts_of(
     update: _Update, moves: Float[Tensor, "class class"], means: Float[Tensor, "class column"]
 ) -> Float[Tensor, " class"]:
     """Returns the n, of at least what is proven, that fit best for given features."""
+    gram, right = _equations(update, moves, means)
+    gram = gram + torch.ones_like(gram)  # the row that says sum n = B
+    return update.least + _nonnegative(gram, right + update.batch - gram @ update.least)
+
+
+def _part_left(
+    update: _Update, moves: Float[Tensor, "class class"], means: Float[Tensor, "class column"]
+) -> float:
+    """Returns which part of the gradient a clip left: that of B which the counts sum to."""
+    part = float(_nonnegative(*_equations(update, moves, means)).sum()) / update.batch
+    return min(max(part, torch.finfo(torch.float32).tiny), 1.0)
+
+
+def _equations(
+    update: _Update, moves: Float[Tensor, "class class"], means: Float[Tensor, "class column"]
+) -> tuple[Float[Tensor, "class class"], Float[Tensor, " class"]]:
+    """Returns A and b of the normal equations A n = b of the counts for given features."""
     if update.fitted is None:
         gram = (moves @ moves.T) * (means @ means.T)
         right = torch.einsum("ic,ck,ik->i", moves, update.rows, means)
@@ -313,13 +347,18 @@ def _counts_of(
         design = (moves[:, :, None] * means[:, None, update.fitted] * weights).flatten(1)
         gram = design @ design.T
         right = design @ (update.rows[:, update.fitted] * weights).flatten()
-    gram = gram + torch.ones_like(gram)  # the row that says sum n = B
-    right = update.batch * (right + 1) - gram @ update.least
+    return gram, update.batch * right
+
+
+def _nonnegative(
+    gram: Float[Tensor, "class class"], right: Float[Tensor, " class"]
+) -> Float[Tensor, " class"]:
+    """Returns the n >= 0 that fit normal equations best."""
     values, vectors = torch.linalg.eigh(gram)
     root = values.clamp_min(float(values[-1]) * 1e-12).sqrt()
     system = root[:, None] * vectors.T
     solution, _ = nnls(system.numpy(), (vectors.T @ right / root).numpy())
-    return update.least + torch.from_numpy(np.asarray(solution))
+    return torch.from_numpy(np.asarray(solution))
 
 
 def _means_of(

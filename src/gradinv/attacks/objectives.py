@@ -14,6 +14,8 @@ from torch import Tensor
 
 from gradinv.attacks.consensus import GroupConsistency
 from gradinv.errors import AttackError
+from gradinv.federated.checks import check_clients
+from gradinv.federated.observation import Observation
 from gradinv.models.batchnorm import BatchStatistics
 
 
@@ -24,11 +26,25 @@ class Target:
     Attributes:
         gradient: the observed gradient by parameter name.
         mask: which coordinates survived a known sparsification, by parameter name; None where no
-            sparsification is known. The attacker sees the zeros, so it may use them.
+            sparsification is known. The gradient is zero elsewhere. The attacker sees the zeros, or
+            knows how many there were before noise covered them, so it may use them.
     """
 
     gradient: Mapping[str, Tensor]
     mask: Mapping[str, Tensor] | None = None
+
+    @classmethod
+    def of(cls, observation: Observation) -> "Target":
+        """Returns what an update says: its gradient, without noise where nothing else is left.
+
+        Raises:
+            ObservationError: the update is the sum of several clients'.
+        """
+        check_clients(observation.clients)
+        mask = observation.sparsity_mask
+        if mask is None:
+            return cls(dict(observation.gradient))
+        return cls({name: value * mask[name] for name, value in observation.gradient.items()}, mask)
 
     def largest(self, count: int) -> "Target":
         """Returns the target with only the ``count`` tensors of largest norm."""

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from gradinv.attacks.chain import Link, chain_of, undo
 from gradinv.attacks.linear import System, system_of
+from gradinv.attacks.objectives import Target
 from gradinv.attacks.result import Outcome, Reconstruction, StageResult
 from gradinv.errors import AttackError
+from gradinv.federated.defenses import Clip
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
@@ -128,17 +130,19 @@ def peel(observation: Observation, model: nn.Module, *, name: str = "r-gap") -> 
     observation = observation.as_one_gradient()  # a single local step is nothing else
     assert observation.labels is not None
     links = chain_of(model, observation.image_shape)
+    target = Target.of(observation)
     # Also on CUDA: least squares in double precision are the processor's work.
-    gradient = {key: value.detach().double().cpu() for key, value in observation.gradient.items()}
-    mask = observation.sparsity_mask
-    known, slope, error = _last_layer(links[-1], gradient, int(observation.labels[0]))
+    gradient = {key: value.detach().double().cpu() for key, value in target.gradient.items()}
+    clipped = any(isinstance(defense, Clip) for defense in observation.defenses)
+    label = int(observation.labels[0])
+    known, slope, error = _last_layer(links[-1], gradient, label, clipped=clipped)
     residuals, systems, inner, first = [error], [], None, 0
     for index in reversed(range(len(links) - 1)):
         link = links[index]
         if not isinstance(link.layer, nn.Conv2d | nn.Linear):
             known, slope = undo(link, known, slope)
             continue
-        kept = None if mask is None else mask[f"{link.name}.weight"].cpu()
+        kept = None if target.mask is None else target.mask[f"{link.name}.weight"].cpu()
         system = system_of(link, known, slope, gradient, kept=kept)
         known, slope = system.solution, system.slope
         residuals.append(system.residual)
@@ -173,14 +177,15 @@ def _before(links: tuple[Link, ...], like: Tensor) -> Callable[[Tensor], Tensor]
 
 
 def _last_layer(
-    link: Link, gradient: dict[str, Tensor], label: int
+    link: Link, gradient: dict[str, Tensor], label: int, *, clipped: bool
 ) -> tuple[Float[Tensor, " feature"], Float[Tensor, " feature"], float]:
     """Returns h, dl/dh and the relative error of dl/dW = k h^T.
 
     With a bias k = dl/db. Without one the weight's gradient has rank one, k h^T = s u v^T, and
     gives k = t u and h = s v / t up to a scalar t > 0, which solves softmax(W h) - y = k. This
     takes the place of the paper's scalar equation <dl/dW, W> = mu l'(mu); with more than two
-    classes it is over-determined, so t is where its residual is smallest.
+    classes it is over-determined, so t is where its residual is smallest. Known clips leave an
+    unknown part of the gradient, k and t u included, and nothing of h is changed by that.
     """
     layer = link.layer
     assert isinstance(layer, nn.Linear)
@@ -196,21 +201,29 @@ def _last_layer(
         if u[label] > 0:
             u, h = -u, -h
         target = torch.nn.functional.one_hot(torch.tensor(label), len(u)).double()
-        k = _scalar(u, weight @ h, offset - target.new_zeros(()), target) * u
+        direction = clipped and len(u) > 2
+        k = _scalar(u, weight @ h, offset - target.new_zeros(()), target, direction=direction) * u
     h = observed.T @ k / k.square().sum()
     error = (observed - k[:, None] * h).square().sum() / observed.square().sum()
     return h, weight.T @ k, float(error)
 
 
-def _scalar(u: Tensor, product: Tensor, offset: Tensor, target: Tensor) -> Tensor:
-    """Returns the t in (0, 1 / |u_y|] with softmax(product / t + offset) - target = t u."""
+def _scalar(
+    u: Tensor, product: Tensor, offset: Tensor, target: Tensor, *, direction: bool
+) -> Tensor:
+    """Returns the t in (0, 1 / |u_y|] with softmax(product / t + offset) - target = t u.
+
+    With ``direction`` the two sides need only point the same way, which takes three classes.
+    """
     end = 1 / float((u * target).sum().abs())
     low, high = 1e-9 * end, end
     best = u.new_tensor(end)
     for _ in range(12):
         t = torch.logspace(math.log10(low), math.log10(high), _GRID, dtype=u.dtype)
         trial = (product / t[:, None] + offset).softmax(dim=1) - target
-        at = int((trial - t[:, None] * u).square().sum(dim=1).div(t.square()).argmin())
+        length = (trial @ u).clamp_min(torch.finfo(u.dtype).tiny) if direction else t
+        error = (trial - length[:, None] * u).square().sum(dim=1).div(length.square())
+        at = int(torch.nan_to_num(error, nan=torch.inf).argmin())
         best = t[at]
         low, high = float(t[max(at - 2, 0)]), float(t[min(at + 2, _GRID - 1)])
     return best

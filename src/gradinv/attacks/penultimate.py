@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from gradinv.attacks.engine import Evaluated, pixel_units
 from gradinv.attacks.head import find_head, random_images
-from gradinv.attacks.objectives import ImageRegularizer, Regularizer
+from gradinv.attacks.objectives import ImageRegularizer, Regularizer, Target
 from gradinv.errors import AttackError
 from gradinv.federated.client import logits
 from gradinv.federated.observation import Observation
@@ -52,7 +52,8 @@ class Clues:
         probe = random_images(1, observation.image_shape, torch.Generator().manual_seed(0))
         # Two equal images: batch norm in train mode refuses one value for each channel.
         head = find_head(model, probe.to(parameter).expand(2, -1, -1, -1))
-        gradient = observation.gradient.get(head.weight_name)
+        target = Target.of(observation)
+        gradient = target.gradient.get(head.weight_name)
         if gradient is None:
             raise AttackError(
                 f"expected the gradient of {head.weight_name}, the last linear layer, in the "
@@ -64,10 +65,9 @@ class Clues:
                 f"expected the row of every label in the gradient of {head.weight_name}, got a row "
                 "of zeros; attack without matching features: gi-z/w"
             )
-        mask = observation.sparsity_mask
         known = torch.ones_like(directions, dtype=torch.bool)
-        if mask is not None:
-            known = mask[head.weight_name][observation.labels].bool()
+        if target.mask is not None:
+            known = target.mask[head.weight_name][observation.labels].bool()
         layer = model.get_submodule(head.name)
         assert isinstance(layer, nn.Linear)
         return cls(layer, directions, known)

@@ -59,7 +59,7 @@ class Search:
             require_steady(model, attack.name)
         clues = Clues.of(self.observation, model) if attack.needs_features else None
         self.scene = _scene(self.observation, model, attack, prior, clues)
-        target = Target(dict(self.observation.gradient), self.observation.sparsity_mask)
+        target = Target.of(self.observation)
         if attack.tensors is not None:
             target = target.largest(attack.tensors)
         self.peeled = peeled

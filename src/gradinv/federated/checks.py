@@ -26,6 +26,19 @@ def check_labels(labels: Tensor, batch_size: int, num_classes: int) -> None:
         )
 
 
+def check_clients(clients: int) -> None:
+    """Checks that an update is of one client, as everything that attacks takes it to be.
+
+    Raises:
+        ObservationError: it is the sum of several.
+    """
+    if clients != 1:
+        raise ObservationError(
+            f"expected the update of one client, got the sum of those of {clients}; attack an "
+            "update as it was before they were summed"
+        )
+
+
 def check_order(order: Order, batch_size: int, protocol: Protocol) -> None:
     """Checks that every local step of the protocol has images, and only images of the batch.
 

@@ -1,8 +1,8 @@
 """What a client does to its update before it leaves.
 
-A defence is a value with ``apply(gradient, generator)`` and ``spec``, the text that
-:func:`parse_defense` reads. All are differentiable, so an attacker who knows the defence can put
-its own trial gradient through it.
+A defence is a value with ``apply(gradient, generator)``, ``scaled(factor)``, which is the same in
+other units, and ``spec``, the text that :func:`parse_defense` reads. All are differentiable, so an
+attacker who knows the defence can put its own trial gradient through it.
 """
 
 import math
@@ -64,6 +64,10 @@ class Noise:
             for name, value in gradient.items()
         }
 
+    def scaled(self, factor: float) -> "Noise":
+        """Returns the noise for gradients that are ``factor`` times as long."""
+        return Noise(self.sigma * factor)
+
 
 @dataclass(frozen=True)
 class Sparsify:
@@ -103,13 +107,22 @@ class Sparsify:
     ) -> dict[str, Tensor]:
         """Returns the gradient with all but the largest entries of each tensor set to zero."""
         del generator
-        return {name: self._largest(value) for name, value in gradient.items()}
+        return {
+            name: torch.where(self.survivors(value), value, torch.zeros_like(value))
+            for name, value in gradient.items()
+        }
 
-    def _largest(self, value: Tensor) -> Tensor:
+    def survivors(self, value: Tensor) -> Tensor:
+        """Returns where the largest entries of a tensor are, as many as are kept (bool)."""
         flat = value.detach().abs().flatten()
-        survivors = flat.topk(self.kept(flat.numel()), sorted=False).indices
-        mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(0, survivors, value=True)
-        return torch.where(mask.reshape(value.shape), value, torch.zeros_like(value))
+        largest = flat.topk(self.kept(flat.numel()), sorted=False).indices
+        mask = torch.zeros_like(flat, dtype=torch.bool).scatter_(0, largest, value=True)
+        return mask.reshape(value.shape)
+
+    def scaled(self, factor: float) -> "Sparsify":
+        """Returns the same sparsification: fractions have no unit."""
+        del factor
+        return self
 
 
 @dataclass(frozen=True)
@@ -140,8 +153,13 @@ class Clip:
         """Returns the gradient times min(1, norm / |gradient|)."""
         del generator
         norms = torch.stack([torch.linalg.vector_norm(value) for value in gradient.values()])
-        scale = (self.norm / torch.linalg.vector_norm(norms)).clamp(max=1.0)
+        # The length is held up, not the factor down: a gradient of zeros has a derivative then.
+        scale = self.norm / torch.linalg.vector_norm(norms).clamp(min=self.norm)
         return {name: value * scale for name, value in gradient.items()}
+
+    def scaled(self, factor: float) -> "Clip":
+        """Returns the clip for gradients that are ``factor`` times as long."""
+        return Clip(self.norm * factor)
 
 
 Defense = Noise | Sparsify | Clip

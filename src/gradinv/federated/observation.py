@@ -15,9 +15,9 @@ from torch import Generator, Tensor, nn
 
 from gradinv.data import ClientBatch
 from gradinv.errors import ConfigError, GradinvError, ModelError, ObservationError
-from gradinv.federated.checks import check_labels, check_order, differences
+from gradinv.federated.checks import check_clients, check_labels, check_order, differences
 from gradinv.federated.client import local_update, logits, loss_gradient
-from gradinv.federated.defenses import Defense, Sparsify, format_defenses, parse_defense
+from gradinv.federated.defenses import Defense, Noise, Sparsify, format_defenses, parse_defense
 from gradinv.federated.protocol import PROTOCOLS, FedAvg, FedSGD, Order, Protocol, Reveal
 from gradinv.files import load_tensors, save_tensors
 from gradinv.models.batchnorm import (
@@ -89,19 +89,29 @@ class Observation:
 
     @property
     def sparsity_mask(self) -> Mapping[str, Tensor] | None:
-        """Where each gradient is not zero, when the client is publicly known to sparsify.
+        """Which coordinates survived, when the client is publicly known to sparsify.
+
+        Those that are not zero. Noise that comes after a sparsification covers the zeros: then
+        those of largest magnitude in each tensor, as many as the sparsification keeps.
 
         Parameter name -> bool tensor of the parameter's shape; computed at each access.
         """
         if not any(isinstance(defense, Sparsify) for defense in self.defenses):
             return None
-        return {name: value != 0 for name, value in self.gradient.items()}
+        mask = {name: value != 0 for name, value in self.gradient.items()}
+        for index, defense in enumerate(self.defenses):
+            covered = any(isinstance(later, Noise) for later in self.defenses[index:])
+            if isinstance(defense, Sparsify) and covered:
+                for name, value in self.gradient.items():
+                    mask[name] &= defense.survivors(value)
+        return mask
 
     def as_one_gradient(self) -> "Observation":
         """Returns the update as if the client had sent one gradient of its whole batch.
 
         That is the first-order approximation of FedAvg: all gradients are taken to be those at
-        theta_0, so the update is divided by their number. It is exact for a single local step.
+        theta_0, so the update and its defences are divided by their number. It is exact for a
+        single local step.
         An observation of FedSGD is returned as it is.
         """
         if isinstance(self.protocol, FedSGD):
@@ -111,6 +121,7 @@ class Observation:
             self,
             gradient={name: value / number for name, value in self.gradient.items()},
             protocol=FedSGD(self.protocol.mode),
+            defenses=tuple(defense.scaled(1 / number) for defense in self.defenses),
             order=None,
         )
 
@@ -283,12 +294,13 @@ def observe(
 
 
 def check_fits(observation: Observation, model: nn.Module) -> None:
-    """Checks that an update was made with this network and these weights.
+    """Checks that an update is of one client and was made with this network and these weights.
 
     Raises:
-        ObservationError: listing every parameter and batch-norm layer that is missing, unexpected
-            or of another shape; or saying that the weights differ.
+        ObservationError: it sums several clients; or listing every parameter and batch-norm layer
+            that is missing, unexpected or of another shape; or saying that the weights differ.
     """
+    check_clients(observation.clients)
     parameters = {
         name: tuple(value.shape) for name, value in model.named_parameters() if value.requires_grad
     }

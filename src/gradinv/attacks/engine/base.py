@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gradinv.attacks.clipped import through_clips
 from gradinv.attacks.objectives import (
     BatchNormMatching,
     Distance,
@@ -18,6 +19,7 @@ from gradinv.attacks.objectives import (
     TotalVariation,
 )
 from gradinv.errors import AttackError
+from gradinv.federated.checks import check_clients
 from gradinv.federated.observation import Observation
 from gradinv.models.batchnorm import BatchStatistics
 from gradinv.models.normalize import normalization_of
@@ -87,7 +89,7 @@ class Problem:
     Attributes:
         model: f_theta in the observation's mode.
         labels: classes of the batch; None where soft labels come with every call.
-        distance: d.
+        distance: d, behind the clips that the update went through where it sees lengths.
         target: what the trial gradient is compared with.
         image_terms: regularisers on normalised images.
         statistics_terms: regularisers on what enters the batch-norm layers.
@@ -129,7 +131,10 @@ class Problem:
                 the observation's labels are not looked at (Zhu et al. 2019).
 
         Raises:
-            AttackError: the labels, or statistics that a regulariser needs, were not revealed.
+            AttackError: the labels, or statistics that a regulariser needs, were not revealed; or
+                a few tensors of a clipped update are to be compared by a distance that sees their
+                length.
+            ObservationError: the update is the sum of several clients'.
         """
         if observation.labels is None and not soft_labels:
             raise AttackError(
@@ -142,13 +147,21 @@ class Problem:
                 "expected batch-norm statistics in the update for an attack with +bn, got none; "
                 "reveal them (--reveal-bn exact or running), or use the attack without +bn"
             )
-        target = target or Target(dict(observation.gradient), observation.sparsity_mask)
+        check_clients(observation.clients)
+        target = target or Target.of(observation)
+        lengthy = through_clips(distance, observation.defenses)
+        if lengthy is not distance and len(target.gradient) < len(observation.gradient):
+            raise AttackError(
+                f"expected every tensor of a clipped update for {type(distance).__name__}, which "
+                f"sees how long a gradient is, got {len(target.gradient)} of "
+                f"{len(observation.gradient)}; match them all, or attack with a cosine distance"
+            )
         like = next(iter(target.gradient.values()))
         mean, std = pixel_units(model, observation.image_shape, like)
         return cls(
             model=model,
             labels=None if soft_labels else observation.labels,
-            distance=distance,
+            distance=lengthy,
             target=target,
             image_terms=tuple(t for t in regularizers if isinstance(t, TotalVariation | ImageNorm)),
             statistics_terms=statistics_terms,
