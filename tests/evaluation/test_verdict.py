@@ -74,6 +74,10 @@ def test_sentence_tells_what_was_found_and_what_to_do():
     )
 
 
+def test_a_small_chance_is_not_written_as_none():
+    assert "(chance: 0.03)" in judge([score(0, 0.7, 63)] * 2).sentence
+
+
 def test_sentence_when_nothing_was_found_claims_no_safety():
     sentence = judge([MISS] * 8, attack="gi-x").sentence
     assert "nothing beyond chance; failure of these attacks is no proof of safety" in sentence

@@ -216,9 +216,14 @@ def _evidence(scores: Sequence[ImageScore], found: _Counts, attack: str, defense
     without = f"; {n - tried} had no other image of their label beside them" if tried < n else ""
     return (
         f"{who} points at the right client image among {candidates} candidates of its label for "
-        f"{found.hits} of {tried} images{certain} (chance: {sum(found.luck):.1f}{without}) and "
+        f"{found.hits} of {tried} images{certain} (chance: {_count(sum(found.luck))}{without}) and "
         f"rebuilds {found.clear} of {n} recognisably ({quality})"
     )
+
+
+def _count(expected: float) -> str:
+    """Returns a mean count with one decimal, or one digit where that would read as never."""
+    return f"{expected:.1f}" if expected >= 0.1 else f"{expected:.1g}"
 
 
 def _advice(level: Level) -> str:

@@ -109,10 +109,10 @@ class Observation:
     def as_one_gradient(self) -> "Observation":
         """Returns the update as if the client had sent one gradient of its whole batch.
 
-        That is the first-order approximation of FedAvg: all gradients are taken to be those at
-        theta_0, so the update and its defences are divided by their number. It is exact for a
-        single local step.
-        An observation of FedSGD is returned as it is.
+        All gradients are taken to be those at theta_0, so the update and its defences are divided
+        by their number. It is exact for a single local step, and right to first order in the step
+        size where every image weighs the same (docs/methods.md, Updates of FedAvg). An observation
+        of FedSGD is returned as it is.
         """
         if isinstance(self.protocol, FedSGD):
             return self
