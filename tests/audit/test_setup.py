@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ TINY = {"num_classes": 3, "channels": 1, "image_size": 32, "seed": 0}
         ({"attack": ("gi-x+bn",)}, AttackError, "pass --reveal-bn exact"),
         ({"defense": ("fog",)}, ConfigError, "expected a defence such as"),
         ({"data": "nowhere"}, DataError, "nothing at nowhere"),
+        ({"data": "one-class"}, DataError, "expected images of at least 2 classes, got only cat"),
         ({"batches": 10}, DataError, "expected at least 20 images for 10 batches of 2, got 18"),
         ({"model": "convnot"}, ModelError, "did you mean 'convnet'?"),
         ({"weights": "nowhere"}, StorageError, "expected model weights"),
@@ -60,6 +62,7 @@ TINY = {"num_classes": 3, "channels": 1, "image_size": 32, "seed": 0}
     ],
 )
 def test_what_is_wrong_is_said_before_any_attack(settings, kind, message):
+    shutil.copytree("images/cat", "one-class/cat")
     with pytest.raises(GradinvError) as error:
         check_runnable(prepare(config(**settings)))
     assert isinstance(error.value, kind)

@@ -1,5 +1,6 @@
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -111,6 +112,13 @@ def test_the_papers_numbers():
     assert not (config.joint)
     assert not (config.keep_moments)
     assert config.seed == 7
+
+
+def test_a_federation_of_one_class_is_refused(capsys):
+    shutil.copytree("images/cat", "one-class/cat")
+    assert main([word.replace("images", "one-class") for word in SIMULATE]) == 2
+    assert "expected images of at least 2 classes, got only cat" in capsys.readouterr().err
+    assert not Path("learned/updates").exists()
 
 
 @pytest.mark.parametrize(

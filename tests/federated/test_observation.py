@@ -17,7 +17,7 @@ from gradinv.errors import ConfigError, ModelError, ObservationError, StorageErr
 from gradinv.federated.client import loss_gradient
 from gradinv.federated.defenses import Clip, Noise, Sparsify
 from gradinv.federated.observation import Observation, check_fits, observe
-from gradinv.federated.protocol import FedSGD, Reveal
+from gradinv.federated.protocol import FedAvg, FedSGD, Reveal
 from gradinv.files import load_tensors, save_tensors
 from gradinv.models.batchnorm import record_batch_statistics, running_statistics
 from gradinv.models.convnet import ConvNet
@@ -229,6 +229,21 @@ class TestObserve:
         model = ConvNet(4, 2, 8, widths=(2,)).eval()
         with pytest.raises(ModelError, match=r"labels below 4 .* got 4; build .* at least 5 class"):
             observe(model, batch)
+
+    def test_a_gradient_that_is_zero_everywhere_is_no_evidence(self, batch):
+        model = ConvNet(1, 2, 8, widths=(2,)).eval()
+        only = dataclasses.replace(batch, labels=torch.zeros(3, dtype=torch.long))
+        for protocol in (FedSGD(), FedAvg(2)):
+            with pytest.raises(
+                ObservationError, match=r"not zero everywhere, got zeros .*at least 2 classes"
+            ):
+                observe(model, only, protocol=protocol, defenses=(Clip(1.0),))
+
+    def test_a_gradient_that_a_defence_sets_to_zero_is_sent(self, model, batch):
+        with torch.no_grad():
+            model.head.weight.zero_()
+        observation = observe(model, batch, defenses=(Clip(1e-300),))
+        assert not any(value.any() for value in observation.gradient.values())
 
     def test_more_than_one_client(self, model, batch):
         with pytest.raises(ConfigError, match="expected one client, got clients=2; one batch is"):

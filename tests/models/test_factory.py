@@ -81,6 +81,11 @@ def test_unknown_name():
         build("resnet")
 
 
+def test_one_logit_is_no_classifier():
+    with pytest.raises(ModelError, match=r"of at least 2 classes, got 1; .*cross entropy"):
+        build("convnet", num_classes=1)
+
+
 @pytest.mark.usefixtures("foreign")
 class TestForeign:
     def test_factory_gets_what_it_accepts(self):

@@ -20,7 +20,7 @@ from gradinv.audit.plan import AuditConfig
 from gradinv.audit.protocol import local_training_note, protocol_of, reveal_of
 from gradinv.data import ClientBatch, ImageSet, load_images
 from gradinv.environment import versions
-from gradinv.errors import AttackError, ConfigError, PriorError
+from gradinv.errors import AttackError, ConfigError, DataError, PriorError
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.lpips import Lpips
 from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense
@@ -218,15 +218,33 @@ def load_model(
     return model.to(device).train(mode == "train")
 
 
+def client_images(path: str | None, *, image_size: int, channels: int | None) -> ImageSet:
+    """Loads images that a client learns to tell apart, the embedded ones without a path.
+
+    Raises:
+        ConfigError: an image size or number of channels without meaning.
+        DataError: no images, or a single class: its loss and every update would be zero, so that
+            no attack could find anything.
+    """
+    images = load_images(
+        None if path is None else Path(path), image_size=image_size, channels=channels
+    )
+    if images.num_classes < 2:
+        raise DataError(
+            f"expected images of at least 2 classes, got only {' '.join(images.classes)} in "
+            f"{images.name}; with one class every update is zero and nothing is audited: give a "
+            "folder with one folder of images for each class"
+        )
+    return images
+
+
 def images_and_network(config: AuditConfig, data: str | None) -> tuple[ImageSet, nn.Module]:
     """Loads images, the embedded ones without a path, and the network that learns their classes.
 
     Raises:
         GradinvError: images, network or weights are not what they should be.
     """
-    images = load_images(
-        None if data is None else Path(data), image_size=config.image_size, channels=config.channels
-    )
+    images = client_images(data, image_size=config.image_size, channels=config.channels)
     model = load_model(
         config.model,
         num_classes=images.num_classes,

@@ -13,12 +13,11 @@ import torch
 from rich.console import Console
 
 from gradinv.audit.runner import ignore_signals, interruption, one_thread
-from gradinv.audit.setup import load_model, load_prior, resolve_device
+from gradinv.audit.setup import client_images, load_model, load_prior, resolve_device
 from gradinv.cli.options import LearnPrior
 from gradinv.cli.progress import WorkProgress, left_words
 from gradinv.cli.stopping import Stopped
 from gradinv.cli.text import print_line
-from gradinv.data import load_images
 from gradinv.errors import ConfigError
 from gradinv.federated import Federation, Reveal, parse_defense, simulate
 from gradinv.files import ensure_writable_folder, read_json
@@ -160,8 +159,8 @@ def config_of(options: LearnPrior) -> LearningConfig:
 
 def _simulate(options: LearnPrior, folder: Path, device: torch.device) -> None:
     assert options.simulate is not None
-    images = load_images(
-        Path(options.simulate), image_size=options.image_size, channels=options.channels
+    images = client_images(
+        options.simulate, image_size=options.image_size, channels=options.channels
     )
     spec = options.model or "convnet"
     model = load_model(

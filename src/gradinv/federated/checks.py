@@ -55,6 +55,22 @@ def check_order(order: Order, batch_size: int, protocol: Protocol) -> None:
         )
 
 
+def check_not_zero(gradient: Mapping[str, Tensor]) -> None:
+    """Checks that an update says something before a defence touches it.
+
+    No attack rebuilds anything from zeros, so an audit of them would find every setting safe.
+
+    Raises:
+        ObservationError: every entry is zero.
+    """
+    if not any(bool(value.any()) for value in gradient.values()):
+        raise ObservationError(
+            "expected an update that is not zero everywhere, got zeros in all tensors before any "
+            "defence, which would make every attack look harmless; give the network at least 2 "
+            "classes and weights (and a local learning rate) under which its loss changes"
+        )
+
+
 def differences(
     own: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]], what: str
 ) -> list[str]:

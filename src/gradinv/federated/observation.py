@@ -15,7 +15,13 @@ from torch import Generator, Tensor, nn
 
 from gradinv.data import ClientBatch
 from gradinv.errors import ConfigError, GradinvError, ModelError, ObservationError
-from gradinv.federated.checks import check_clients, check_labels, check_order, differences
+from gradinv.federated.checks import (
+    check_clients,
+    check_labels,
+    check_not_zero,
+    check_order,
+    differences,
+)
 from gradinv.federated.client import local_update, logits, loss_gradient
 from gradinv.federated.defenses import Defense, Noise, Sparsify, format_defenses, parse_defense
 from gradinv.federated.protocol import PROTOCOLS, FedAvg, FedSGD, Order, Protocol, Reveal
@@ -239,7 +245,7 @@ def observe(
             be revealed, or does not fit the batch's channels or labels.
         ConfigError: the order or a defence needs the generator, more than one client is asked
             for, or the order of a client that splits nothing.
-        ObservationError: the gradient is not finite, or local training diverged.
+        ObservationError: the gradient is not finite or zero everywhere, or local training diverged.
     """
     if reveal.clients != 1:
         raise ConfigError(
@@ -267,6 +273,7 @@ def observe(
     else:
         with record_batch_statistics(model) as recorded:
             gradient = loss_gradient(model, batch.images, batch.labels)
+    check_not_zero(gradient)
     for defense in defenses:
         gradient = defense.apply(gradient, generator)
     statistics: Mapping[str, BatchStatistics] | None = None

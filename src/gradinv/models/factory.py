@@ -64,19 +64,24 @@ def build_model(
             searched too. The factory is called with those of num_classes, channels and image_size
             that its signature accepts, by keyword, and returns an ``nn.Module`` that maps images
             in [0, 1] to logits of shape (batch, num_classes).
-        num_classes: number of logits.
+        num_classes: number of logits, at least 2.
         channels: channels of the images.
         image_size: height and width of the images in pixels.
         seed: of the random initialisation.
 
     Raises:
-        ModelError: unknown name; a factory that cannot be imported or called; a network that does
-            not map the images to logits.
+        ModelError: unknown name; fewer than 2 classes; a factory that cannot be imported or
+            called; a network that does not map the images to logits.
     """
     if spec not in MODELS and ":" not in spec:
         raise ModelError(
             f"expected a model among {', '.join(MODELS)} or package.module:factory, "
             f"got {spec!r}; {did_you_mean(spec, MODELS)}"
+        )
+    if num_classes < 2:
+        raise ModelError(
+            f"expected a network of at least 2 classes, got {num_classes}; the cross entropy of a "
+            "single logit is 0 and has no gradient: give images of more classes"
         )
     arguments = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
