@@ -83,6 +83,29 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_continues(capsys, monke
     assert all(torch.equal(value, whole[name]) for name, value in weights("parts").items())
 
 
+@pytest.mark.parametrize("during", ["show_simulation", "open_tasks"])
+def test_ctrl_c_before_the_learning_begins(during, capsys, monkeypatch):
+    """At the second of the federation's updates, and while the updates are read."""
+    original = getattr(module, during)
+    calls = []
+
+    def press_at_the_second(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 2 or during == "open_tasks":
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **settings)
+
+    monkeypatch.setattr(module, during, press_at_the_second)
+    assert main(SIMULATE) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "gradinv: stopped; to continue: gradinv " + " ".join(SIMULATE)
+    assert len(calls) == (2 if during == "show_simulation" else 1)
+    assert not Path("learned/card.json").exists()
+    monkeypatch.setattr(module, during, original)
+    assert main(SIMULATE) == 0
+    assert read_json(Path("learned/card.json"))["updates"]["updates"] == 4
+
+
 @pytest.mark.slow
 def test_processes_do_not_change_the_result():
     assert main(SIMULATE) == 0

@@ -88,6 +88,43 @@ def test_ctrl_c_while_it_learns_and_the_same_command_again(capsys, monkeypatch):
     assert len(read_json(Path("w/watch.json"))["rounds"]) == 3
 
 
+def test_ctrl_c_while_the_federation_is_simulated(capsys, monkeypatch):
+    original = module.show_simulation
+    seen = []
+
+    def press_once(shown, done, total):
+        seen.append(done)
+        os.kill(os.getpid(), signal.SIGINT)
+        original(shown, done, total)
+
+    monkeypatch.setattr(module, "show_simulation", press_once)
+    assert main(WATCH) == 130
+    assert seen == [1]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == f"gradinv: stopped; to continue: gradinv {shlex.join(WATCH)}"
+    monkeypatch.setattr(module, "show_simulation", original)
+    assert main(WATCH) == 0
+    assert len(read_json(Path("w/watch.json"))["rounds"]) == 3
+
+
+@pytest.mark.parametrize("part", ["auditing", "opened"])
+def test_ctrl_c_between_two_parts_of_the_work(part, capsys, monkeypatch):
+    original = getattr(module._Display, part)
+    calls = []
+
+    def press_once(self):
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self)
+
+    monkeypatch.setattr(module._Display, part, press_once)
+    assert main(WATCH) == 130
+    assert len(calls) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("gradinv: stopped; to continue")
+    assert not Path("w/round-1/prior/card.json").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -136,3 +136,16 @@ def test_a_server_that_watched_no_longer(folder):
     replace(update, model=model).save(folder / "extra.safetensors")
     (said,) = open_tasks(folder, rounds=1).broken
     assert "expected an update that says which round it is of, got none" in said
+
+
+def test_it_is_told_of_every_file_and_may_be_stopped(folder):
+    seen = []
+    tasks = open_tasks(folder, callback=lambda: seen.append(1))
+    assert len(seen) == 8 + 6  # 6 updates and 2 sets of weights are found, the updates read again
+    assert len(tasks.tasks) == 6
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_tasks(folder, callback=stop)

@@ -50,14 +50,21 @@ class Watcher:
 
 @runtime_checkable
 class WatchMonitor(Protocol):
-    """Opens what hears about each part of the work, for as long as that part takes."""
+    """Opens what hears about each part of the work, for as long as that part takes.
+
+    Whatever it raises leaves the work so that the same call continues it.
+    """
 
     def simulating(self) -> AbstractContextManager[Callable[[int, int], None]]:
         """Returns what is called after every update, with how many there are and will be."""
         ...
 
+    def opened(self) -> None:
+        """Called before every file that is read to find the updates to learn from."""
+        ...
+
     def learning(self, rounds: int) -> AbstractContextManager[Callable[[LearningProgress], None]]:
-        """Returns what is called after every outer step after so many rounds; it may raise."""
+        """Returns what is called after every outer step after so many rounds."""
         ...
 
     def auditing(self) -> AbstractContextManager[Monitor]:
@@ -151,7 +158,7 @@ def _learn(
     out = folder / f"round-{rounds}" / "prior"
     with one_thread(), monitor.learning(rounds) as callback:
         learn_prior(
-            open_tasks(folder / UPDATES, rounds=rounds),
+            open_tasks(folder / UPDATES, rounds=rounds, callback=monitor.opened),
             load_generator(before),
             out=out,
             config=replace(learning, steps=learning.steps * rounds),

@@ -3,7 +3,7 @@
 import dataclasses
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +16,7 @@ from gradinv.audit.runner import ignore_signals, interruption, one_thread
 from gradinv.audit.setup import client_images, load_model, load_prior, resolve_device
 from gradinv.cli.options import LearnPrior
 from gradinv.cli.progress import WorkProgress, left_words
-from gradinv.cli.stopping import Stopped
+from gradinv.cli.stopping import stop_if
 from gradinv.cli.text import print_line
 from gradinv.errors import ConfigError
 from gradinv.federated import Federation, Reveal, parse_defense, simulate
@@ -88,7 +88,7 @@ def learn(options: LearnPrior, command: str) -> None:
         command: for the card.
 
     Raises:
-        Stopped: by Ctrl-C; the folder holds a checkpoint.
+        Stopped: by Ctrl-C; the folder holds a checkpoint, or a federation that begins again.
         GradinvError: wrong settings, no updates, other ones in the folder, a full disk.
     """
     if (options.updates is None) == (options.simulate is None):
@@ -106,13 +106,18 @@ def learn(options: LearnPrior, command: str) -> None:
     device = resolve_device(options.device)
     out = ensure_writable_folder(Path(options.out))
     with one_thread(), interruption() as interrupted:
+        check = partial(stop_if, interrupted, options.out)
         if options.simulate is not None:
-            _simulate(options, out / UPDATES, device)
+            _simulate(options, out / UPDATES, device, check)
         folder = out / UPDATES if options.updates is None else Path(options.updates)
         start = load_prior(options.start, device=torch.device("cpu"), embedded=False)
         shape = None if start is None else start.image_shape
         tasks = open_tasks(
-            folder, model=options.model, image_shape=shape, rounds=options.rounds_watched
+            folder,
+            model=options.model,
+            image_shape=shape,
+            rounds=options.rounds_watched,
+            callback=check,
         )
         curve = _Curve(out)
         with WorkProgress("learning") as display, _executor(options.workers) as executor:
@@ -126,8 +131,7 @@ def learn(options: LearnPrior, command: str) -> None:
             def callback(progress: LearningProgress) -> None:
                 show_learning(display, progress)
                 curve.show()
-                if interrupted():
-                    raise Stopped("--out", options.out)
+                check()
 
             learn_prior(
                 tasks,
@@ -157,7 +161,9 @@ def config_of(options: LearnPrior) -> LearningConfig:
     return LearningConfig(**{**given, **PAPER})
 
 
-def _simulate(options: LearnPrior, folder: Path, device: torch.device) -> None:
+def _simulate(
+    options: LearnPrior, folder: Path, device: torch.device, check: Callable[[], None]
+) -> None:
     assert options.simulate is not None
     images = client_images(
         options.simulate, image_size=options.image_size, channels=options.channels
@@ -173,6 +179,11 @@ def _simulate(options: LearnPrior, folder: Path, device: torch.device) -> None:
         device=device,
     )
     with WorkProgress("federation") as shown:
+
+        def callback(done: int, total: int) -> None:
+            show_simulation(shown, done, total)
+            check()
+
         simulate(
             model,
             images,
@@ -187,7 +198,7 @@ def _simulate(options: LearnPrior, folder: Path, device: torch.device) -> None:
             defenses=parse_defense(options.defense),
             reveal=Reveal(labels=not options.hide_labels),
             model_info={"spec": spec, "seed": str(options.seed), "mode": "eval"},
-            callback=partial(show_simulation, shown),
+            callback=callback,
         )
 
 

@@ -1,6 +1,7 @@
 """How a command ends that was stopped by Ctrl-C."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -14,6 +15,16 @@ class Stopped(Exception):  # noqa: N818 - no error, a way out
     def __init__(self, *continuation: str) -> None:
         super().__init__(" ".join(continuation))
         self.continuation = continuation
+
+
+def stop_if(interrupted: Callable[[], bool], folder: str) -> None:
+    """Leaves a command whose folder holds what is needed to continue.
+
+    Raises:
+        Stopped: Ctrl-C was pressed.
+    """
+    if interrupted():
+        raise Stopped("--out", folder)
 
 
 def run_folder(out: str | None) -> Path:

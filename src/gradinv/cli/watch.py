@@ -15,7 +15,7 @@ from gradinv.audit.watching import RECORD, Watcher, watch
 from gradinv.cli.learn_prior import show_learning, show_simulation, untrained
 from gradinv.cli.options import Watch
 from gradinv.cli.progress import AuditProgress, WorkProgress
-from gradinv.cli.stopping import Stopped, run_folder
+from gradinv.cli.stopping import Stopped, run_folder, stop_if
 from gradinv.cli.text import print_line, report_console
 from gradinv.federated import Federation
 from gradinv.metalearning import LearningConfig, LearningProgress
@@ -24,17 +24,24 @@ from gradinv.report.words import interval, number, percent
 
 
 class _Display:
-    """Shows every part of the work, and leaves the learning on Ctrl-C."""
+    """Shows every part of the work, and leaves it on Ctrl-C; an audit leaves by itself."""
 
     def __init__(self, console: Console, folder: Path, interrupted: Callable[[], bool]) -> None:
         self.console = console
-        self.folder = folder
-        self.interrupted = interrupted
+        self.check = partial(stop_if, interrupted, str(folder))
 
     @contextmanager
     def simulating(self) -> Iterator[Callable[[int, int], None]]:
         with WorkProgress("federation", self.console) as shown:
-            yield partial(show_simulation, shown)
+
+            def callback(done: int, total: int) -> None:
+                show_simulation(shown, done, total)
+                self.check()
+
+            yield callback
+
+    def opened(self) -> None:
+        self.check()
 
     @contextmanager
     def learning(self, rounds: int) -> Iterator[Callable[[LearningProgress], None]]:
@@ -43,12 +50,12 @@ class _Display:
 
             def callback(progress: LearningProgress) -> None:
                 show_learning(shown, progress)
-                if self.interrupted():
-                    raise Stopped("--out", str(self.folder))
+                self.check()
 
             yield callback
 
     def auditing(self) -> AbstractContextManager[Monitor]:
+        self.check()
         return AuditProgress(self.console).shown()
 
 

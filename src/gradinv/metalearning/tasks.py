@@ -4,7 +4,7 @@ Updates are read from disk when they are visited, so that a folder may be larger
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -133,6 +133,7 @@ def open_tasks(
     model: str | None = None,
     image_shape: tuple[int, int, int] | None = None,
     rounds: int | None = None,
+    callback: Callable[[], None] | None = None,
 ) -> TaskSet:
     """Finds the updates of a folder and the weights that each was made with.
 
@@ -147,6 +148,7 @@ def open_tasks(
         image_shape: of the images to learn; that of the most updates by default.
         rounds: take the updates of that many first rounds alone, as a server has them that watched
             no longer; all by default. A simulation notes in each update which round it is of.
+        callback: called before every file that is read; what it raises is passed on.
 
     Raises:
         ObservationError: not a single update can be used.
@@ -155,7 +157,9 @@ def open_tasks(
     broken: list[str] = []
     shapes: dict[Path, tuple[int, int, int]] = {}
     weights: list[Path] = []
+    heard = callback or (lambda: None)
     for path in sorted(folder.rglob("*.safetensors")):
+        heard()
         try:
             if _holds_weights(path):
                 weights.append(path)
@@ -171,6 +175,7 @@ def open_tasks(
     # Read a second time: all updates of a folder need not fit in the memory together.
     for path in shapes:
         name = path.relative_to(folder).as_posix()
+        heard()
         try:
             observation = Observation.load(path)
             if rounds is not None and _round_of(observation) >= rounds:
