@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from gradinv.data import load_images
-from gradinv.errors import ConfigError, DataError
+from gradinv.errors import ConfigError, DataError, ModelError, StorageError
 from gradinv.federated import Federation, Observation, Sparsify, loss_gradient, simulate
 from gradinv.federated.protocol import FedAvg
+from gradinv.files import read_json
 from gradinv.models import build_model, fingerprint, load_weights
 from tests.audit.world import build
 
@@ -92,6 +93,67 @@ def test_a_finished_folder_is_left_as_it_is_and_another_federation_refused(image
     assert {path: path.stat().st_mtime_ns for path in Path("f").iterdir()} == before
     with pytest.raises(ConfigError, match=r"got another federation; use the same settings"):
         simulate(network(), images, replace(SMALL, lr=0.1), Path("f"))
+
+
+class StopError(Exception):
+    pass
+
+
+def simulated_until(images, updates, federation=SMALL):
+    def stop(done, total):
+        if done == updates:
+            raise StopError
+
+    with pytest.raises(StopError):
+        simulate(network(), images, federation, Path("f"), callback=stop)
+
+
+def contents():
+    return {path.name: path.read_bytes() for path in Path("f").iterdir()}
+
+
+def test_a_stopped_federation_ends_as_one_that_was_not(images):
+    simulate(network(), images, SMALL, Path("f"))
+    whole = contents()
+    Path("f").rename("whole")
+    simulated_until(images, 4)
+    assert read_json(Path("f/federation.json"))["state"] == "unfinished"
+    assert simulate(network(), images, SMALL, Path("f")) == 6
+    assert contents() == whole
+
+
+def test_another_federation_cannot_take_the_folder_of_a_stopped_one(images):
+    simulated_until(images, 3)
+    before = contents()
+    smaller = replace(SMALL, clients=2, rounds=1)
+    with pytest.raises(ConfigError, match=r"got another federation; use the same settings"):
+        simulate(network(), images, smaller, Path("f"))
+    assert contents() == before
+
+
+def test_a_federation_that_failed_before_its_first_update_binds_nobody(images):
+    wrong_mode = network().train()
+    with pytest.raises(ModelError):
+        simulate(wrong_mode, images, SMALL, Path("f"))
+    assert simulate(network(), images, replace(SMALL, clients=2), Path("f")) == 4
+    assert read_json(Path("f/federation.json"))["federation"]["clients"] == 2
+
+
+def test_files_of_unknown_origin_are_neither_overwritten_nor_learned_from(images):
+    Path("f").mkdir()
+    Path("f/round0-client007.safetensors").write_bytes(b"mine")
+    with pytest.raises(
+        ConfigError, match=r"without federation\.json, got round0-client007.*; move them, or use"
+    ):
+        simulate(network(), images, SMALL, Path("f"))
+    assert contents() == {"round0-client007.safetensors": b"mine"}
+
+
+def test_a_record_that_is_no_record(images):
+    Path("f").mkdir()
+    Path("f/federation.json").write_text("[]")
+    with pytest.raises(StorageError, match=r"a federation in f/federation\.json, got list"):
+        simulate(network(), images, SMALL, Path("f"))
 
 
 def test_settings_without_meaning(images):

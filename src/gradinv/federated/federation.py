@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradinv.data import ClientBatch, ImageSet
-from gradinv.errors import ConfigError
+from gradinv.errors import ConfigError, StorageError
 from gradinv.federated.defenses import Defense, format_defenses
 from gradinv.federated.observation import observe
 from gradinv.federated.protocol import FedAvg, FedSGD, Protocol, Reveal
@@ -88,8 +88,10 @@ def simulate(
         model: theta of the first round, in the protocol's mode; trained in place.
         images: the data of all clients.
         federation: its size and the server's step.
-        folder: gets ``round0-client000.safetensors`` ... and ``round0-weights.safetensors`` ...;
-            ``federation.json`` comes last. A folder that has it already is left as it is.
+        folder: gets ``federation.json``, which says "unfinished" until all is done, and
+            ``round0-client000.safetensors`` ... and ``round0-weights.safetensors`` .... A finished
+            federation is left as it is; one that was stopped begins again and writes the same
+            files.
         protocol: what a client computes.
         defenses: what a client does to its update.
         reveal: what the server knows beside it.
@@ -100,20 +102,21 @@ def simulate(
         The number of updates.
 
     Raises:
-        ConfigError: the folder holds another federation.
+        ConfigError: the folder holds another federation, finished or not, or files of none.
         DataError: too few images.
         ObservationError: the training diverged.
     """
     folder = Path(folder)
     settings = _settings(model, images, federation, protocol, defenses, reveal)
     total = federation.clients * federation.rounds
-    if (folder / RECORD).is_file():
-        _require_same(read_json(folder / RECORD), settings, folder)
+    if _finished(folder, settings):
         return total
+    rounds = federation.batches(images)
+    write_json(folder / RECORD, {**settings, "state": "unfinished"})
     source = torch.Generator().manual_seed(_seed(federation.seed))
     device = next(model.parameters()).device
     lr = protocol.lr if isinstance(protocol, FedAvg) else federation.lr
-    for number, batches in enumerate(federation.batches(images)):
+    for number, batches in enumerate(rounds):
         save_weights(model, folder / f"round{number}-weights.safetensors")
         total_update: dict[str, Tensor] = {}
         for client, batch in enumerate(batches):
@@ -135,7 +138,7 @@ def simulate(
             for name, parameter in model.named_parameters():
                 if name in total_update:
                     parameter.sub_(total_update[name], alpha=lr / federation.clients)
-    write_json(folder / RECORD, settings)
+    write_json(folder / RECORD, {**settings, "state": "finished"})
     return total
 
 
@@ -160,13 +163,36 @@ def _settings(
     }
 
 
-def _require_same(found: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:
+def _finished(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Returns whether this federation is in the folder already; nothing of another one may be.
+
+    What another one left would be learned from as if it belonged to this one, and deleting it is
+    not for us.
+    """
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors"))
+    if not (folder / RECORD).is_file():
+        if files:
+            raise ConfigError(
+                f"expected no updates or weights in {folder} without {RECORD}, got {files[0]}"
+                f"{' and others' if files[1:] else ''}; move them, or use another --out"
+            )
+        return False
+    found = read_json(folder / RECORD)
+    if not isinstance(found, dict):
+        raise StorageError(
+            f"expected the settings of a federation in {folder / RECORD}, got "
+            f"{type(found).__name__}; move the folder, or use another --out"
+        )
+    # Records from before there was a state were written at the end.
+    finished = found.get("state", "finished") == "finished"
     differing = [name for name in settings if found.get(name) != settings[name]]
-    if differing:
+    # Nothing but weights lies there when it failed before its first update.
+    if differing and (finished or any("-weights." not in name for name in files)):
         raise ConfigError(
             f"expected the federation that was simulated in {folder}, got another "
             f"{', '.join(differing)}; use the same settings or another --out"
         )
+    return finished
 
 
 def _seed(seed: int) -> int:
