@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from gradinv.errors import ConfigError, DataError, PriorError, StorageError
+from gradinv.files import load_tensors, save_tensors
 from gradinv.priors import embedded_prior, load_generator
 from gradinv.priors.dcgan import DCGAN
 from gradinv.priors.generator import Adapted, load_card, save_generator
-from gradinv.priors.training import TrainingConfig, train_prior
+from gradinv.priors.training import CHECKPOINT, TrainingConfig, train_prior
 
 TINY = TrainingConfig(base_channels=4, latent_dim=6, batch_size=8)
 
@@ -50,6 +51,40 @@ def test_another_configuration_cannot_continue(images, tmp_path):
     train_prior(images, out=tmp_path, config=TINY, steps=1)
     with pytest.raises(ConfigError, match=r"another lr, seed; use the same settings or another"):
         train_prior(images, out=tmp_path, config=replace(TINY, lr=1.0, seed=3), steps=2)
+
+
+def test_other_images_of_the_same_shape_cannot_continue(images, tmp_path):
+    train_prior(images, out=tmp_path, config=TINY, steps=1)
+    other = images.clone()
+    other[3, 0, 2, 1] += 1  # a byte, so that 255 becomes 0
+    with pytest.raises(ConfigError, match=r"got another content of the images; use the same"):
+        train_prior(other, out=tmp_path, config=TINY, steps=2)
+    train_prior(images, out=tmp_path, config=TINY, steps=2)
+
+
+def test_a_checkpoint_from_before_the_digest_continues_and_gets_one(images, tmp_path):
+    train_prior(images, out=tmp_path, config=TINY, steps=1)
+    tensors, header = load_tensors(tmp_path / CHECKPOINT, what="a checkpoint")
+    digest = header["config"].pop("content of the images")
+    save_tensors(tmp_path / CHECKPOINT, tensors, header)
+    train_prior(images, out=tmp_path, config=TINY, steps=2)
+    _, header = load_tensors(tmp_path / CHECKPOINT, what="a checkpoint")
+    assert header["config"]["content of the images"] == digest
+    assert header["step"] == 2
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_prior_without_its_training_is_not_overwritten(images, tmp_path, file):
+    train_prior(images, out=tmp_path, config=TINY, steps=1)
+    (tmp_path / CHECKPOINT).unlink()
+    for name in {"model.safetensors", "config.json"} - {file}:
+        (tmp_path / name).unlink()
+    before = (tmp_path / file).read_bytes()
+    with pytest.raises(
+        ConfigError, match=rf"got {file} of a prior without training.*; use another --out"
+    ):
+        train_prior(images, out=tmp_path, config=TINY, steps=2)
+    assert (tmp_path / file).read_bytes() == before
 
 
 def test_bounds_and_sizes_that_mean_nothing(images, tmp_path):

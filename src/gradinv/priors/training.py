@@ -1,5 +1,6 @@
 """Training a prior on a folder of images: resumable, bounded by minutes or steps."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,12 +15,13 @@ from gradinv.environment import revision, versions
 from gradinv.errors import ConfigError
 from gradinv.files import load_tensors, save_tensors, write_json
 from gradinv.priors.gan import GanTrainer, TrainingConfig
-from gradinv.priors.generator import Generator, save_generator
+from gradinv.priors.generator import CONFIG, WEIGHTS, Generator, save_generator
 from gradinv.priors.quality import Quality, measure_quality
 from gradinv.priors.samples import save_sample_grid
 
 CHECKPOINT = Path("training") / "checkpoint.safetensors"
 LOG = Path("training") / "log.json"
+_CONTENT = "content of the images"
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,19 @@ def train_prior(
         The averaged generator in eval mode, and its quality on the training images.
 
     Raises:
-        ConfigError: both or no bound, or another configuration than the one in ``out``.
+        ConfigError: both or no bound, another configuration or other images than those of the
+            training in ``out``, or a prior there that cannot be trained on.
         DataError: too few images.
     """
     if (minutes is None) == (steps is None):
         raise ConfigError("expected either minutes or steps, got both or none; give one of them")
     out = Path(out)
     trainer = GanTrainer(images, config, device or torch.device("cpu"))
-    log: list[dict[str, Any]] = _resume(trainer, out)
+    settings = _settings(trainer)
+    log: list[dict[str, Any]] = _resume(trainer, out, settings)
     started_step, started = trainer.step_count, time.perf_counter()
     last_checkpoint = started
+    unfinished = {"state": "unfinished", "data": data_name}
 
     def done() -> float:
         return trainer.step_count / steps if steps else trainer.seconds / (60 * (minutes or 1))
@@ -107,7 +112,7 @@ def train_prior(
                 "step": trainer.step_count, "seconds": round(trainer.seconds, 1),
                 "generator_loss": generator_loss, "discriminator_loss": discriminator_loss,
             })  # fmt: skip
-            _checkpoint(trainer, out, log, {"state": "unfinished", "data": data_name})
+            _checkpoint(trainer, out, settings, log, unfinished)
             last_checkpoint = time.perf_counter()
         if callback is not None:
             speed = (trainer.step_count - started_step) * config.batch_size / (now - started)
@@ -118,7 +123,7 @@ def train_prior(
             try:
                 callback(progress)
             except BaseException:
-                _checkpoint(trainer, out, log, {"state": "unfinished", "data": data_name})
+                _checkpoint(trainer, out, settings, log, unfinished)
                 raise
     sample = trainer.images[_spread(len(images), 2000).to(trainer.device)].float() / 255
     quality = measure_quality(trainer.average, sample)
@@ -134,7 +139,7 @@ def train_prior(
         "versions": versions(),
         "quality": quality.as_dict(),
     }
-    _checkpoint(trainer, out, log, card)
+    _checkpoint(trainer, out, settings, log, card)
     return trainer.average, quality
 
 
@@ -143,13 +148,30 @@ def _spread(n: int, count: int) -> Tensor:
     return torch.linspace(0, n - 1, min(n, count)).long()
 
 
-def _resume(trainer: GanTrainer, out: Path) -> list[dict[str, Any]]:
+def _settings(trainer: GanTrainer) -> dict[str, Any]:
+    """Returns what a training depends on, under the words that an error calls it by."""
+    return {
+        **asdict(trainer.config),
+        "images": list(trainer.images.shape),
+        _CONTENT: hashlib.sha256(trainer.images.cpu().contiguous().numpy().data).hexdigest()[:16],
+    }
+
+
+def _resume(trainer: GanTrainer, out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     if not (out / CHECKPOINT).is_file():
+        found = [name for name in (WEIGHTS, CONFIG) if (out / name).exists()]
+        if found:
+            raise ConfigError(
+                f"expected a new folder, or one of a training, at {out}, got {found[0]} of a prior "
+                f"without {CHECKPOINT}, which would be overwritten; use another --out"
+            )
         return []
     tensors, header = load_tensors(out / CHECKPOINT, what="a training checkpoint")
-    settings = {**asdict(trainer.config), "images": list(trainer.images.shape)}
-    if header["config"] != settings:
-        differing = [name for name in settings if header["config"].get(name) != settings[name]]
+    # Checkpoints from before there was a digest continue, and get one.
+    theirs = {_CONTENT: settings[_CONTENT], **header["config"]}
+    names = dict.fromkeys([*settings, *theirs])
+    differing = [name for name in names if theirs.get(name) != settings.get(name)]
+    if differing:
         raise ConfigError(
             f"expected the settings that the training in {out} began with, got another "
             f"{', '.join(differing)}; use the same settings or another --out"
@@ -159,12 +181,16 @@ def _resume(trainer: GanTrainer, out: Path) -> list[dict[str, Any]]:
 
 
 def _checkpoint(
-    trainer: GanTrainer, out: Path, log: list[dict[str, Any]], card: dict[str, Any]
+    trainer: GanTrainer,
+    out: Path,
+    settings: dict[str, Any],
+    log: list[dict[str, Any]],
+    card: dict[str, Any],
 ) -> None:
     header = {
         "kind": "training",
         "schema": 1,
-        "config": {**asdict(trainer.config), "images": list(trainer.images.shape)},
+        "config": settings,
         "step": trainer.step_count,
         "seconds": trainer.seconds,
         "log": log,
