@@ -53,6 +53,9 @@ class DCGAN(Generator):
         channels: 1 or 3.
         base_channels: channels of the last hidden layer; doubled at every smaller resolution.
         latent_dim: length of z, standard normal.
+
+    Raises:
+        PriorError: a size that is no whole number above 0, or an image size that cannot be.
     """
 
     def __init__(
@@ -64,6 +67,16 @@ class DCGAN(Generator):
         latent_dim: int = 128,
     ) -> None:
         super().__init__()
+        sizes = {
+            "image_size": image_size, "channels": channels, "base_channels": base_channels,
+            "latent_dim": latent_dim,
+        }  # fmt: skip
+        if any(type(size) is not int or size < 1 for size in sizes.values()):
+            raise PriorError(
+                "expected image_size, channels, base_channels and latent_dim as whole numbers "
+                f"above 0, got {', '.join(f'{name} {size}' for name, size in sizes.items())}; "
+                "mend the settings"
+            )
         levels = _levels(image_size)
         self.latent_shape = (latent_dim,)
         self.image_shape = (channels, image_size, image_size)

@@ -123,7 +123,8 @@ def load_generator(folder: Path) -> Generator:
     """Loads a prior in eval mode, its parameters not requiring gradients.
 
     Raises:
-        PriorError: no such folder, an unknown architecture, or weights that do not fit it.
+        PriorError: no such folder, an unknown architecture, settings that it cannot have, or
+            weights that do not fit it or are not finite.
         StorageError: a pickle, a truncated or a foreign file.
     """
     folder = Path(folder)
@@ -135,21 +136,27 @@ def load_generator(folder: Path) -> Generator:
             f"expected a prior's folder with {WEIGHTS} and {CONFIG} at {folder}, got {got}; "
             "make one with 'gradinv prior train'"
         )
-    config = read_json(folder / CONFIG)
+    config = _read_object(folder / CONFIG)
     name = config.pop("architecture", None)
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise PriorError(
             f"expected a known generator architecture in {folder / CONFIG}, got '{name}'; "
             + did_you_mean(str(name), ARCHITECTURES)
         )
     try:
         generator = ARCHITECTURES[name](**config)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise PriorError(
             f"expected the settings of {name} in {folder / CONFIG}, got '{error}'; "
             "make the prior again"
         ) from error
     tensors, _ = load_tensors(folder / WEIGHTS, what="a prior")
+    broken = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise PriorError(
+            f"expected finite weights in {folder / WEIGHTS}, got NaN or infinity in "
+            f"{', '.join(broken)}; make the prior again"
+        )
     try:
         generator.load_state_dict(tensors)
     except RuntimeError as error:
@@ -161,8 +168,22 @@ def load_generator(folder: Path) -> Generator:
 
 
 def load_card(folder: Path) -> dict[str, Any]:
-    """Returns the card of a prior: where it comes from and how good it is."""
-    return read_json(Path(folder) / CARD)
+    """Returns the card of a prior: where it comes from and how good it is.
+
+    Raises:
+        PriorError: it is no JSON object.
+        StorageError: it is missing or no JSON.
+    """
+    return _read_object(Path(folder) / CARD)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise PriorError(
+            f"expected a JSON object in {path}, got {type(content).__name__}; make the prior again"
+        )
+    return content
 
 
 class Adapted(Generator):

@@ -30,7 +30,7 @@ class Whitened(Generator):
         super().__init__()
         settings = dict(generator)
         name = settings.pop("architecture", None)
-        if name not in ARCHITECTURES:
+        if not isinstance(name, str) or name not in ARCHITECTURES:
             raise PriorError(
                 f"expected a known architecture inside a whitened prior, got '{name}'; choose one "
                 f"of {', '.join(ARCHITECTURES)}"
