@@ -19,7 +19,8 @@ class ClientBatch:
         ids: the index of each image in its :class:`ImageSet`; empty when it comes from none.
 
     Raises:
-        DataError: lengths differ, or a pixel lies outside [0, 1].
+        DataError: no image, lengths differ, a label that is no class number, or a pixel outside
+            [0, 1].
     """
 
     images: Float[Tensor, "batch channel height width"]
@@ -32,6 +33,25 @@ class ClientBatch:
                 "expected images (batch, channel, height, width) with one label each, got images "
                 f"{tuple(self.images.shape)} and labels {tuple(self.labels.shape)}; "
                 "stack one label for each image"
+            )
+        if len(self.images) == 0:
+            raise DataError(
+                "expected at least 1 image in a batch, got none; give the images that the client "
+                "trains on"
+            )
+        if self.images.numel() == 0:
+            raise DataError(
+                f"expected images with pixels, got {tuple(self.images.shape)}; load them again"
+            )
+        if self.labels.dtype != torch.int64:
+            raise DataError(
+                "expected labels that are whole numbers (int64), got "
+                f"{str(self.labels.dtype).split('.')[-1]}; convert them with labels.long()"
+            )
+        # PyTorch's cross entropy skips images of label -100, which would be missing in the update.
+        if (lowest := int(self.labels.min())) < 0:
+            raise DataError(
+                f"expected labels of at least 0, got {lowest}; number the classes from 0"
             )
         if self.ids and len(self.ids) != len(self.images):
             raise DataError(
