@@ -169,6 +169,14 @@ def break_number(tensors, header):
     tensors["gradient/4.bias"][0] = float("nan")
 
 
+def empty_batch(tensors, header):
+    header["batch_size"] = 0
+
+
+def flat_images(tensors, header):
+    header["image_shape"] = [1, 0, 32]
+
+
 def lose_layer(tensors, header):
     header["parameters"].remove("4.bias")
 
@@ -179,6 +187,8 @@ def lose_layer(tensors, header):
         (lose_seed, [], "as the network's seed in the update, got 'none'"),
         (break_number, [], "NaN or infinity in gradient/4.bias"),
         (lose_layer, [], "parameter 4.bias is missing"),
+        (empty_batch, [], "expected batch_size as a whole number above 0, got 0; observe it again"),
+        (flat_images, [], "expected three whole numbers above 0 in image_shape, got (1, 0, 32)"),
         (None, ["--model", "tiny_net:plain"], "parameter 1.bias has shape (4,) instead of (3,)"),
         (None, ["--attack", "gi-z"], "expected a prior for gi-z, got none"),
         (None, ["--attack", "gi-x+bn"], "observe the update with --reveal-bn exact"),

@@ -339,11 +339,42 @@ class TestObservation:
             ([1, 2], r"expected 3 labels, one for each image, got shape \(2,\); observe"),
             ([1, 2, 5], "expected labels from 0 to 4, got 1 to 5; observe it again"),
             ([-1, 2, 3], "expected labels from 0 to 4, got -1 to 3"),
+            ([1.0, 2.0, 3.0], r"whole numbers \(int64\) as labels, got float32; observe it"),
+            ([True, False, True], r"whole numbers \(int64\) as labels, got bool"),
         ],
     )
+    @pytest.mark.usefixtures("without_type_checks")
     def test_labels_that_cannot_be(self, model, batch, labels, message):
         with pytest.raises(ObservationError, match=message):
             dataclasses.replace(observe(model, batch), labels=torch.tensor(labels))
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"batch_size": 0}, "expected batch_size as a whole number above 0, got 0; observe"),
+            ({"batch_size": -1}, "expected batch_size as a whole number above 0, got -1"),
+            ({"batch_size": 3.0}, "expected batch_size as a whole number above 0, got 3.0"),
+            ({"batch_size": True}, "expected batch_size as a whole number above 0, got True"),
+            ({"num_classes": 0}, "expected num_classes as a whole number above 0, got 0"),
+            ({"clients": -4}, "expected clients as a whole number above 0, got -4"),
+            ({"image_shape": (1, 0, 32)}, r"numbers above 0 in image_shape, got \(1, 0, 32\)"),
+            ({"image_shape": (1, 32)}, r"expected three whole numbers .*, got \(1, 32\)"),
+            ({"image_shape": (1, 32, 3.5)}, r"expected three whole numbers .*, got \(1, 32, 3"),
+        ],
+    )
+    @pytest.mark.parametrize("labels", [True, False])
+    @pytest.mark.usefixtures("without_type_checks")
+    def test_counts_that_cannot_be(self, model, batch, labels, settings, message):
+        observation = observe(model, batch, reveal=Reveal(labels=labels))
+        with pytest.raises(ObservationError, match=message):
+            dataclasses.replace(observation, **settings)
+
+    @pytest.mark.usefixtures("without_type_checks")
+    def test_a_gradient_of_whole_numbers(self, model, batch):
+        observation = observe(model, batch)
+        gradient = {**observation.gradient, "head.bias": torch.zeros(5, dtype=torch.long)}
+        with pytest.raises(ObservationError, match=r"got int64 in gradient/head\.bias; observe it"):
+            dataclasses.replace(observation, gradient=gradient)
 
     def test_empty(self, model, batch):
         with pytest.raises(ObservationError, match="expected at least one gradient"):
@@ -425,6 +456,12 @@ class TestStorage:
         ):
             Observation.load(stored)
 
+    @pytest.mark.usefixtures("without_type_checks")
+    def test_labels_that_are_no_classes(self, stored):
+        rewrite(stored, tensors={"labels": torch.tensor([1.0, 0.5, 4.0])})
+        with pytest.raises(ObservationError, match=r"update\.safetensors: .*labels, got float32"):
+            Observation.load(stored)
+
     @pytest.mark.parametrize(
         ("header", "message"),
         [
@@ -432,13 +469,21 @@ class TestStorage:
             ({"kind": None}, "got 'no kind' in its header"),
             ({"schema": 2}, "expected schema 1 in the update at .*, got 2; use the version"),
             ({"batch_size": None}, "expected a whole update at .*without 'batch_size'; observe"),
-            ({"image_shape": [1, 2]}, "expected a readable header .*got 'not enough values"),
+            ({"image_shape": [1, 2]}, "three whole numbers above 0 in image_shape, got"),
+            ({"image_shape": 3}, "expected a readable header .*"),
             ({"protocol": {"name": "fedprox"}}, "readable header .*unknown protocol 'fedprox'"),
             ({"protocol": {"name": "fedsgd", "epochs": 2}}, "readable header .*'epochs'"),
+            ({"batch_size": 0}, r"update\.safetensors: expected batch_size .* above 0, got 0"),
+            ({"batch_size": 3.5}, "expected batch_size as a whole number above 0, got 3.5"),
+            ({"batch_size": "3"}, "expected batch_size as a whole number above 0, got '3'"),
+            ({"clients": -4}, "expected clients as a whole number above 0, got -4"),
+            ({"image_shape": [1, 0, 32]}, "three whole numbers above 0 in image_shape, got"),
+            ({"image_shape": "123"}, "three whole numbers above 0 in image_shape, got"),
             ({"model": 3}, "expected a readable header .*'items'"),
             ({"defenses": "magic:1"}, r"update\.safetensors: expected a defence .*got 'magic'"),
         ],
     )
+    @pytest.mark.usefixtures("without_type_checks")
     def test_headers_that_cannot_be(self, stored, header, message):
         rewrite(stored, **header)
         with pytest.raises(ObservationError, match=message):

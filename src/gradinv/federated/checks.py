@@ -1,11 +1,60 @@
 """Checks of what an update says about itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from gradinv.errors import ObservationError
 from gradinv.federated.protocol import FedAvg, Order, Protocol
+
+
+def check_counts(
+    image_shape: tuple[int, int, int], *, batch_size: int, num_classes: int, clients: int
+) -> None:
+    """Checks the numbers that everything on the server's side is shaped by.
+
+    They come from files, where they can be anything.
+
+    Raises:
+        ObservationError: one that is no whole number above 0.
+    """
+    counts = {"batch_size": batch_size, "num_classes": num_classes, "clients": clients}
+    for name, count in counts.items():
+        if not _is_count(count):
+            raise ObservationError(
+                f"expected {name} as a whole number above 0, got {count!r}; observe it again"
+            )
+    if len(image_shape) != 3 or not all(_is_count(size) for size in image_shape):
+        raise ObservationError(
+            f"expected three whole numbers above 0 in image_shape, got {image_shape}; "
+            "observe it again"
+        )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def check_floats(tensors: Sequence[tuple[str, Tensor]]) -> None:
+    """Checks that all tensors of an update hold finite floating-point numbers.
+
+    Raises:
+        ObservationError: naming all that do not.
+    """
+    other = [(name, value) for name, value in tensors if not value.is_floating_point()]
+    if other:
+        kinds = sorted({str(value.dtype).split(".")[-1] for _, value in other})
+        raise ObservationError(
+            f"expected floating-point numbers in the update, got {', '.join(kinds)} in "
+            f"{', '.join(name for name, _ in other)}; observe it again"
+        )
+    broken = [name for name, value in tensors if not torch.isfinite(value).all()]
+    if broken:
+        raise ObservationError(
+            f"expected finite numbers in the update, got NaN or infinity in "
+            f"{', '.join(broken)}; ask the client for it again"
+        )
 
 
 def check_labels(labels: Tensor, batch_size: int, num_classes: int) -> None:
@@ -14,6 +63,11 @@ def check_labels(labels: Tensor, batch_size: int, num_classes: int) -> None:
     Raises:
         ObservationError: another number of labels, or one that is no class.
     """
+    if labels.dtype != torch.int64:
+        raise ObservationError(
+            f"expected whole numbers (int64) as labels, got {str(labels.dtype).split('.')[-1]}; "
+            "observe it again"
+        )
     if labels.shape != (batch_size,):
         raise ObservationError(
             f"expected {batch_size} labels, one for each image, got shape {tuple(labels.shape)}; "

@@ -17,6 +17,8 @@ from gradinv.data import ClientBatch
 from gradinv.errors import ConfigError, GradinvError, ModelError, ObservationError
 from gradinv.federated.checks import (
     check_clients,
+    check_counts,
+    check_floats,
     check_labels,
     check_not_zero,
     check_order,
@@ -60,7 +62,8 @@ class Observation:
         order: which images of the batch made which local step of FedAvg, when revealed.
 
     Raises:
-        ObservationError: NaN or infinity in a tensor (all such tensors are named), no gradient,
+        ObservationError: NaN or infinity in a tensor (all such tensors are named), no gradient, a
+            batch size, shape, number of classes or of clients that is no whole number above 0,
             labels that do not fit the batch or the classes, or an order that does not fit the
             protocol.
     """
@@ -82,12 +85,13 @@ class Observation:
             raise ObservationError(
                 "expected at least one gradient in the update, got none; observe it again"
             )
-        broken = [name for name, value in self._floats() if not torch.isfinite(value).all()]
-        if broken:
-            raise ObservationError(
-                f"expected finite numbers in the update, got NaN or infinity in "
-                f"{', '.join(broken)}; ask the client for it again"
-            )
+        check_floats(self._floats())
+        check_counts(
+            self.image_shape,
+            batch_size=self.batch_size,
+            num_classes=self.num_classes,
+            clients=self.clients,
+        )
         if self.labels is not None:
             check_labels(self.labels, self.batch_size, self.num_classes)
         if self.order is not None:
@@ -376,13 +380,12 @@ def _fields(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[st
     if (name := protocol.pop("name")) not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}")
     order = header.get("order")  # updates of FedSGD from before FedAvg have none
-    channels, height, width = map(int, header["image_shape"])
     layers = header["bn_layers"]
     return {
         "gradient": {name: tensors[f"{_GRADIENT}{name}"] for name in header["parameters"]},
-        "batch_size": int(header["batch_size"]),
-        "image_shape": (channels, height, width),
-        "num_classes": int(header["num_classes"]),
+        "batch_size": header["batch_size"],
+        "image_shape": tuple(header["image_shape"]),
+        "num_classes": header["num_classes"],
         "labels": tensors.get("labels"),
         "bn_statistics": None
         if layers is None
@@ -392,7 +395,7 @@ def _fields(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[st
         },
         "protocol": PROTOCOLS[name](**protocol),
         "defenses": parse_defense(header["defenses"]),
-        "clients": int(header["clients"]),
+        "clients": header["clients"],
         "model": {str(key): str(value) for key, value in header["model"].items()},
         "order": None if order is None else tuple(tuple(map(int, step)) for step in order),
     }
