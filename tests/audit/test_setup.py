@@ -38,6 +38,7 @@ TINY = {"num_classes": 3, "channels": 1, "image_size": 32, "seed": 0}
         ({"attack": ("gi-x+bn",)}, AttackError, "pass --reveal-bn exact"),
         ({"defense": ("fog",)}, ConfigError, "expected a defence such as"),
         ({"data": "nowhere"}, DataError, "nothing at nowhere"),
+        ({"image_size": 10}, ConfigError, "of at least 11 pixels, the window of SSIM, got 10"),
         ({"data": "one-class"}, DataError, "expected images of at least 2 classes, got only cat"),
         ({"batches": 10}, DataError, "expected at least 20 images for 10 batches of 2, got 18"),
         ({"model": "convnot"}, ModelError, "did you mean 'convnet'?"),

@@ -129,6 +129,7 @@ def test_ctrl_c_between_two_parts_of_the_work(part, capsys, monkeypatch):
     ("change", "said"),
     [
         (("--attack gi-z --attack gi-x", "--attack gi-x"), "that uses a prior, got gi-x; watch"),
+        (("--out w", "--out w --image-size 8"), "at least 11 pixels, the window of SSIM, got 8"),
         (("--defense none", "--defense none --defense noise:1"), "one defence, got none, noise:1"),
     ],
 )
@@ -136,3 +137,4 @@ def test_what_cannot_be_watched(change, said, capsys):
     words = shlex.join(WATCH).replace(*change)
     assert main(shlex.split(words)) == 2
     assert said in capsys.readouterr().err
+    assert not Path("w").exists()

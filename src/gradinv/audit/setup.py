@@ -23,6 +23,7 @@ from gradinv.environment import versions
 from gradinv.errors import AttackError, ConfigError, DataError, PriorError
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.lpips import Lpips
+from gradinv.evaluation.metrics import SSIM_WINDOW
 from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense
 from gradinv.models import build_model, fingerprint, load_weights
 from gradinv.priors import Generator, embedded_prior, load_generator
@@ -277,6 +278,7 @@ def prepare(config: AuditConfig) -> Setup:
     Raises:
         GradinvError: one of them, with what to do.
     """
+    require_scorable(config.image_size)
     attacks = {name: configured(name, config) for name in config.attack}
     for name, attack in attacks.items():
         require_bn(name, attack, known=config.reveal_bn != "none")
@@ -302,6 +304,19 @@ def prepare(config: AuditConfig) -> Setup:
         server=Server(attacks, prior),
         judge=Judge(client.images, lpips, config.seed),
     )
+
+
+def require_scorable(image_size: int) -> None:
+    """Checks that the judge can compare images of this size; an update can be of smaller ones.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if image_size < SSIM_WINDOW:
+        raise ConfigError(
+            f"expected --image-size of at least {SSIM_WINDOW} pixels, the window of SSIM, got "
+            f"{image_size}; raise it"
+        )
 
 
 def configured(name: str, config: AuditConfig) -> Attack:

@@ -19,7 +19,7 @@ from gradinv.attacks import preset
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.protocol import protocol_of, reveal_of
 from gradinv.audit.runner import Monitor, one_thread, run_audit
-from gradinv.audit.setup import images_and_network, model_info, resolve_device
+from gradinv.audit.setup import images_and_network, model_info, require_scorable, resolve_device
 from gradinv.errors import ConfigError
 from gradinv.federated import Federation, parse_defense, simulate
 from gradinv.files import ensure_writable_folder, write_json
@@ -97,7 +97,8 @@ def watch(
         and each attack, with the number of updates seen and the values of the audit's summary.
 
     Raises:
-        ConfigError: no attack that uses a prior, or not exactly one defence.
+        ConfigError: no attack that uses a prior, not exactly one defence, or images too small to
+            be compared.
         GradinvError: as an audit and a learning raise them.
     """
     attacks = tuple(name for name in config.attack if preset(name).uses_prior)
@@ -110,6 +111,7 @@ def watch(
         raise ConfigError(
             f"expected one defence, got {', '.join(config.defense)}; watch one at a time"
         )
+    require_scorable(config.image_size)
     folder = ensure_writable_folder(Path(folder))
     device = resolve_device(config.device)
     images, model = images_and_network(config, watcher.images)
