@@ -137,7 +137,7 @@ def test_steps_scale_and_restarts():
     assert attack.scaled(0.5).total_steps == attack.total_steps / 2
     assert attack.scaled(1e-9).total_steps == len(attack.stages)
     assert attack.with_restarts(7).restarts == 7
-    with pytest.raises(ConfigError, match="expected a positive factor on the steps, got -1"):
+    with pytest.raises(ConfigError, match=r"a factor on the steps above 0 and at most .*, got -1"):
         attack.scaled(-1.0)
     with pytest.raises(ConfigError, match="expected at least 1 restart, got 0"):
         attack.with_restarts(0)

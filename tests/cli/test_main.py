@@ -90,6 +90,17 @@ def test_the_version(capsys):
         ("prior train images --steps 0 --out p", "expected --steps above 0, got 0"),
         ("prior train images --steps 1 --minutes 1 --out p", "got both; give one of them"),
         ("prior train images --steps 1 --out p", "expected at least 64 images to train a prior"),
+        ("audit --seed 99999999999999999999", "expected --seed of at most 92233720368547"),
+        (
+            "observe --seed 99999999999999999999 --out u",
+            "expected --seed of at most 92233720368547",
+        ),
+        ("prior show prior --seed 99999999999999999999", "expected --seed of at most 922337203685"),
+        ("prior train images --seed 99999999999999999999 --out p", "expected seed of at most 922"),
+        ("prior train images --seed -1 --out p", "expected seed of at least 0, got -1"),
+        ("prior train images --reconstruction -1 --out p", "reconstruction of at least 0 and fini"),
+        ("learn-prior images --seed 99999999999999999999 --out p", "expected seed of at most 9223"),
+        ("audit --steps-scale 1e308", "expected a factor on the steps above 0 and at most 1e+06"),
         ("report nowhere", "expected a finished run with audit.json in nowhere"),
     ],
 )

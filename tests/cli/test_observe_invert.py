@@ -165,6 +165,10 @@ def lose_seed(tensors, header):
     header["model"]["seed"] = "none"
 
 
+def huge_seed(tensors, header):
+    header["model"]["seed"] = "99999999999999999999"
+
+
 def break_number(tensors, header):
     tensors["gradient/4.bias"][0] = float("nan")
 
@@ -185,6 +189,7 @@ def lose_layer(tensors, header):
     ("change", "arguments", "message"),
     [
         (lose_seed, [], "as the network's seed in the update, got 'none'"),
+        (huge_seed, [], "expected the network's seed of at most 9223372036854775807, got 99999"),
         (break_number, [], "NaN or infinity in gradient/4.bias"),
         (lose_layer, [], "parameter 4.bias is missing"),
         (empty_batch, [], "expected batch_size as a whole number above 0, got 0; observe it again"),

@@ -30,6 +30,11 @@ class TestBatches:
             assert torch.equal(batch.images, images.images(batch.ids))
             assert torch.equal(batch.labels, images.labels[list(batch.ids)])
 
+    @pytest.mark.parametrize("seed", [-1, 99999999999999999999])
+    def test_seed_without_meaning(self, seed):
+        with pytest.raises(ConfigError, match=f"expected seed of at .*, got {seed}"):
+            load_images(None).batches(batch_size=4, count=1, seed=seed)
+
     def test_seed_decides(self):
         images = load_images(None)
         first, again, other = (images.batches(batch_size=4, count=2, seed=s) for s in (0, 0, 1))

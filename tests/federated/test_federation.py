@@ -159,6 +159,8 @@ def test_a_record_that_is_no_record(images):
 def test_settings_without_meaning(images):
     with pytest.raises(ConfigError, match="expected rounds of at least 1, got 0"):
         Federation(rounds=0)
+    with pytest.raises(ConfigError, match="expected seed of at least 0, got -1"):
+        Federation(seed=-1)
     with pytest.raises(ConfigError, match="expected a server's lr above 0 and finite, got nan"):
         Federation(lr=float("nan"))
     with pytest.raises(DataError, match="expected at least 40 images"):

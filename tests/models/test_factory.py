@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradinv.errors import ModelError
+from gradinv.errors import ConfigError, ModelError
 from gradinv.models.factory import MODELS, build_model
 from gradinv.models.weights import fingerprint
 
@@ -79,6 +79,11 @@ def test_stem_follows_the_size_of_the_images():
 def test_unknown_name():
     with pytest.raises(ModelError, match=r"got 'resnet'; did you mean 'resnet18'\?"):
         build("resnet")
+
+
+def test_a_seed_that_cannot_be():
+    with pytest.raises(ConfigError, match="the network's seed of at most"):
+        build("convnet", seed=99999999999999999999)
 
 
 def test_one_logit_is_no_classifier():

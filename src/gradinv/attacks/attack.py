@@ -25,6 +25,9 @@ from gradinv.priors.generator import Generator
 FEATURE_STEP = 0.4
 """Cost of a step on features over one on gradients: 3 of 8 forward passes, and the generator."""
 
+LARGEST_SCALE = 1e6
+"""More than any attack can make use of: the shortest would take days."""
+
 LocalTraining = Literal["simulate", "approximate"]
 """How an update of FedAvg is explained: by training on the trial images, or as one gradient."""
 
@@ -188,11 +191,12 @@ class Attack:
         """Returns the attack with every stage's steps multiplied, at least 1 each.
 
         Raises:
-            ConfigError: the factor is not positive.
+            ConfigError: the factor is not positive, or larger than :data:`LARGEST_SCALE`.
         """
-        if not 0 < factor < float("inf"):
+        if not 0 < factor <= LARGEST_SCALE:
             raise ConfigError(
-                f"expected a positive factor on the steps, got {factor}; use --steps-scale 1"
+                f"expected a factor on the steps above 0 and at most {LARGEST_SCALE:g}, got "
+                f"{factor}; use --steps-scale 1"
             )
         return replace(
             self,

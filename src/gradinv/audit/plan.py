@@ -14,6 +14,7 @@ import pydantic
 from tyro.conf import arg
 
 from gradinv.errors import ConfigError
+from gradinv.seeds import require_seed
 
 DEFAULT_ATTACKS = ("gi-x", "gi-z/w")
 DEFAULT_DEFENSES = ("sparsify:0.95",)
@@ -101,6 +102,7 @@ class AuditConfig:
                 raise ConfigError(
                     f"expected {option(name)} of at least {least}, got {value}; raise it"
                 )
+        require_seed(self.seed, option("seed"))
         for name in ("steps_scale", "seconds"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -180,7 +182,7 @@ class AuditConfig:
 
 
 _LEAST = {
-    "image_size": 8, "batch_size": 1, "batches": 1, "restarts": 1, "seed": 0, "workers": 1,
+    "image_size": 8, "batch_size": 1, "batches": 1, "restarts": 1, "workers": 1,
     "local_epochs": 1, "local_batch_size": 1,
 }  # fmt: skip
 

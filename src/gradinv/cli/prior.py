@@ -26,6 +26,7 @@ from gradinv.priors.training import (
     fast_precision,
     train_prior,
 )
+from gradinv.seeds import require_seed
 
 DEFAULT_MINUTES = 30.0
 
@@ -124,6 +125,7 @@ def show(options: PriorShow) -> None:
     """
     if options.rows < 1:
         raise ConfigError(f"expected --rows of at least 1, got {options.rows}; raise it")
+    require_seed(options.seed, "--seed")
     folder = EMBEDDED_FOLDER if options.prior == EMBEDDED else Path(options.prior)
     generator = load_generator(folder)
     card = load_card(folder)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradinv.data.batch import ClientBatch
 from gradinv.errors import ConfigError, DataError
+from gradinv.seeds import require_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class ImageSet:
         The same seed gives the same first batches whatever ``count`` is, unless classes run out.
 
         Raises:
-            ConfigError: a size or count below 1.
+            ConfigError: a size or count below 1, or a seed that cannot be.
             DataError: too few images, or too few with distinct labels.
         """
         if batch_size < 1 or count < 1:
@@ -113,6 +114,7 @@ class ImageSet:
                 f"{batch_size}, got {len(self)} in {self.name}; "
                 "add images, or ask for fewer batches or smaller ones"
             )
+        require_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         shuffled = torch.randperm(len(self), generator=generator)
         pools: dict[int, list[int]] = {}

@@ -20,6 +20,7 @@ from gradinv.federated.observation import observe
 from gradinv.federated.protocol import FedAvg, FedSGD, Protocol, Reveal
 from gradinv.files import read_json, write_json
 from gradinv.models.weights import fingerprint, save_weights
+from gradinv.seeds import require_seed
 
 RECORD = "federation.json"
 
@@ -51,6 +52,7 @@ class Federation:
             value = getattr(self, name)
             if value < 1:
                 raise ConfigError(f"expected {name} of at least 1, got {value}; raise it")
+        require_seed(self.seed)
         if not 0 < self.lr < float("inf"):
             raise ConfigError(f"expected a server's lr above 0 and finite, got {self.lr}; try 0.1")
 

@@ -17,6 +17,7 @@ from gradinv.metalearning.costs import TaskCosts
 from gradinv.metalearning.memory import Memory
 from gradinv.metalearning.tasks import TaskSet
 from gradinv.priors.whitened import Whitened
+from gradinv.seeds import require_seed
 from gradinv.state import load_optimizer_tensors, optimizer_tensors, take_prefix, with_prefix
 
 _ABOVE_ZERO = ("tasks", "steps", "lr_latents", "lr_weights", "rate", "lr_outer")
@@ -72,6 +73,7 @@ class LearningConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_seed(self.seed)
         for name in _ABOVE_ZERO:
             value = getattr(self, name)
             if not 0 < value < float("inf"):

@@ -16,6 +16,7 @@ from gradinv.models.convnet import ConvNet
 from gradinv.models.leakynet import LeakyNet
 from gradinv.models.lenet import LeNet
 from gradinv.models.resnet import ResNet18
+from gradinv.seeds import require_seed
 
 # The largest image that gets the stride-1 stem: the paper uses it at 32 and 64 pixels.
 _LARGEST_CIFAR_STEM = 64
@@ -72,12 +73,14 @@ def build_model(
     Raises:
         ModelError: unknown name; fewer than 2 classes; a factory that cannot be imported or
             called; a network that does not map the images to logits.
+        ConfigError: a seed that cannot be.
     """
     if spec not in MODELS and ":" not in spec:
         raise ModelError(
             f"expected a model among {', '.join(MODELS)} or package.module:factory, "
             f"got {spec!r}; {did_you_mean(spec, MODELS)}"
         )
+    require_seed(seed, "the network's seed")
     if num_classes < 2:
         raise ModelError(
             f"expected a network of at least 2 classes, got {num_classes}; the cross entropy of a "

@@ -1,5 +1,6 @@
 """One training of a DCGAN that shares its generator with a VAE: its settings, state and step."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from gradinv.errors import ConfigError, DataError, PriorError
 from gradinv.priors.augment import augment, flip
 from gradinv.priors.dcgan import DCGAN, Discriminator, Encoder
+from gradinv.seeds import require_seed
 from gradinv.state import load_optimizer_tensors, optimizer_tensors, take_prefix, with_prefix
 
 
@@ -38,6 +40,9 @@ class TrainingConfig:
         precision: ``bf16`` runs convolutions under autocast (1.6 times as fast where the processor
             has the instructions); ``fp32`` does not.
         seed: of weights, order of images, latents and augmentation.
+
+    Raises:
+        ConfigError: a value that has no meaning.
     """
 
     base_channels: int = 48
@@ -54,6 +59,24 @@ class TrainingConfig:
     flip: bool = False
     precision: Literal["bf16", "fp32"] = "fp32"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("base_channels", "latent_dim", "batch_size"):
+            if not (value := getattr(self, name)) >= 1:
+                raise ConfigError(f"expected {name} of at least 1, got {value}; raise it")
+        for name in ("lr", "lr_discriminator"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise ConfigError(
+                    f"expected {name} above 0 and finite, got {value}; choose another"
+                )
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"expected ema in [0, 1), got {self.ema}; try 0.999")
+        for name in ("r1", "reconstruction", "adversarial"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ConfigError(
+                    f"expected {name} of at least 0 and finite, got {value}; use 0 for none"
+                )
+        require_seed(self.seed)
 
 
 class GanTrainer:
