@@ -4,7 +4,7 @@ import torch
 
 from gradinv.priors.augment import augment, color, cutout, flip, translate
 from gradinv.priors.dcgan import DCGAN
-from gradinv.priors.quality import coverage, kernel_distance, measure_quality
+from gradinv.priors.quality import Quality, coverage, kernel_distance, measure_quality
 
 
 def test_kernel_distance_is_the_unbiased_mmd_of_a_cubic_kernel(generator):
@@ -53,3 +53,11 @@ def test_augmentations_keep_shape_and_let_gradients_through(generator):
         assert not torch.equal(changed, images)
         (gradient,) = torch.autograd.grad(changed.sum(), images)
         assert gradient.abs().sum() > 0
+
+
+def test_as_json_what_is_not_finite_is_null():
+    quality = Quality(float("nan"), float("inf"), 0.25, 8, "given")
+    assert quality.as_dict() == {
+        "kernel_distance": None, "precision": None, "recall": 0.25, "samples": 8,
+        "features": "given",
+    }  # fmt: skip

@@ -1,8 +1,10 @@
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+from gradinv.cli import main
 from gradinv.errors import ConfigError, DataError, PriorError, StorageError
 from gradinv.files import load_tensors, save_tensors
 from gradinv.priors import embedded_prior, load_generator
@@ -85,6 +87,18 @@ def test_a_prior_without_its_training_is_not_overwritten(images, tmp_path, file)
     ):
         train_prior(images, out=tmp_path, config=TINY, steps=2)
     assert (tmp_path / file).read_bytes() == before
+
+
+def test_a_quality_that_is_not_finite_is_null_in_the_card(tmp_path, capsys):
+    constant = torch.full((16, 1, 16, 16), 7, dtype=torch.uint8)
+    _, quality = train_prior(constant, out=tmp_path / "p", config=TINY, steps=1)
+    assert math.isnan(quality.kernel_distance)
+    card = load_card(tmp_path / "p")
+    assert card["state"] == "finished"
+    assert card["quality"]["kernel_distance"] is None
+    assert card["quality"]["samples"] == 16
+    assert main(["prior", "show", str(tmp_path / "p")]) == 0
+    assert "quality: kernel_distance  not finite" in capsys.readouterr().out
 
 
 def test_bounds_and_sizes_that_mean_nothing(images, tmp_path):

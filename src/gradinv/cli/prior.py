@@ -134,6 +134,10 @@ def show(options: PriorShow) -> None:
     channels, height, width = generator.image_shape
     parameters = sum(parameter.numel() for parameter in generator.parameters())
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    if isinstance(quality := card.get("quality"), dict):
+        card["quality"] = {
+            name: "not finite" if value is None else value for name, value in quality.items()
+        }
     about = {
         "images": f"{height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}",
         "latent": "x".join(str(size) for size in generator.latent_shape),

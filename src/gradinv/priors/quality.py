@@ -4,6 +4,7 @@ The features come from a fixed random network (or one that is given). Random fea
 of one data set and one image size; their values mean nothing across data sets and are no FID.
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -66,9 +67,15 @@ class Quality:
     samples: int
     features: str
 
-    def as_dict(self) -> dict[str, float | int | str]:
-        """Returns the values as JSON holds them."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, float | int | str | None]:
+        """Returns the values as JSON holds them; None where one is not finite.
+
+        That happens where all real images are the same, so that no feature has a scale.
+        """
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
 
 
 def kernel_distance(
