@@ -30,10 +30,15 @@ def cores() -> int:
 def revision() -> str:
     """Returns the git revision of the source tree, with ``-dirty`` where it was changed.
 
-    ``unknown`` where the package does not lie in a git checkout.
+    ``unknown`` where git does not track this file: no checkout, or an environment that lies in
+    somebody else's.
     """
     here = Path(__file__).parent
     try:
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", "--", Path(__file__).name],
+            cwd=here, capture_output=True, check=True, timeout=10,
+        )  # fmt: skip
         head = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"],
             cwd=here, capture_output=True, text=True, check=True, timeout=10,
