@@ -176,6 +176,7 @@ def _write(folder: Path, reconstruction: Reconstruction, task: _Task) -> None:
     row = attack_row(reconstruction)
     tensors = picture_tensors(reconstruction)
     labels = reconstruction.labels.tolist()
+    spec = task.identity["settings"]["attack"]
     write_bytes(folder / "reconstruction.png", grid_png(tensors["reconstruction"]))
     save_tensors(
         folder / "reconstruction.safetensors",
@@ -188,14 +189,14 @@ def _write(folder: Path, reconstruction: Reconstruction, task: _Task) -> None:
         "revision": revision(),
         "machine": machine(),
         "inputs": task.identity["inputs"],
-        "attacks": {task.attack.name: task.attack.describe()},
+        "attacks": {spec: task.attack.describe()},
     }
     write_json(
         folder / RESULT,
         {
             "schema": SCHEMA,
             "gradinv": config["versions"]["gradinv"],
-            "attack": task.attack.name,
+            "attack": spec,
             "seed": task.identity["settings"]["seed"],
             "labels": labels,
             **row,
