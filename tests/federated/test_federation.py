@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from gradinv.data import load_images
 from gradinv.errors import ConfigError, DataError, ModelError, StorageError
 from gradinv.federated import Federation, Observation, Sparsify, loss_gradient, simulate
 from gradinv.federated.protocol import FedAvg
-from gradinv.files import read_json
+from gradinv.files import read_json, write_json
 from gradinv.models import build_model, fingerprint, load_weights
 from tests.audit.world import build
 
@@ -154,6 +155,20 @@ def test_a_record_that_is_no_record(images):
     Path("f/federation.json").write_text("[]")
     with pytest.raises(StorageError, match=r"a federation in f/federation\.json, got list"):
         simulate(network(), images, SMALL, Path("f"))
+
+
+def test_other_images_under_the_same_name_are_another_federation(images):
+    simulate(network(), images, SMALL, Path("f"))
+    record = read_json(Path("f/federation.json"))
+    file = sorted(Path("images").rglob("*.png"))[SMALL.batches(images)[1][2].ids[0]]
+    Image.new("L", (32, 32), 99).save(file)
+    again = load_images(Path("images"), image_size=32, channels=1)
+    with pytest.raises(ConfigError, match="got another content of the images; use the same"):
+        simulate(network(), again, SMALL, Path("f"))
+    # Records from before there was a digest say nothing about it.
+    del record["content of the images"]
+    write_json(Path("f/federation.json"), record)
+    assert simulate(network(), again, SMALL, Path("f")) == 6
 
 
 def test_settings_without_meaning(images):

@@ -11,7 +11,7 @@ from gradinv.metalearning import LearningConfig, learn_prior, open_tasks
 from gradinv.metalearning.costs import LocalCosts
 from gradinv.priors import load_generator
 from gradinv.priors.dcgan import DCGAN
-from gradinv.priors.generator import load_card
+from gradinv.priors.generator import load_card, save_generator
 from gradinv.priors.whitened import Whitened
 
 CONFIG = LearningConfig(steps=4, tasks=4, weight_steps=2, latent_steps=1, seed=3)
@@ -55,6 +55,14 @@ def test_a_stopped_run_resumes_to_the_same_prior(config, tasks, prior):
     costs = [[entry["cost"] for entry in read_json(Path(out, "learning/log.json"))] for out in "ab"]
     assert costs[0] == costs[1]
     assert len(costs[0]) == 4
+
+
+def test_a_prior_without_its_learning_is_not_overwritten(tasks, prior):
+    save_generator(prior, Path("trained"), {"data": "hours of training"})
+    before = Path("trained/model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"model\.safetensors of a prior without learning/check"):
+        learn_prior(tasks, prior, out=Path("trained"), config=CONFIG)
+    assert Path("trained/model.safetensors").read_bytes() == before
 
 
 def test_a_run_that_is_killed_in_the_middle_of_a_step_takes_it_again(tasks, prior, monkeypatch):

@@ -5,6 +5,7 @@ observations and the weights that it sent out, no images.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from gradinv.models.weights import fingerprint, save_weights
 from gradinv.seeds import require_seed
 
 RECORD = "federation.json"
+_CONTENT = "content of the images"
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,14 @@ def simulate(
         ObservationError: the training diverged.
     """
     folder = Path(folder)
-    settings = _settings(model, images, federation, protocol, defenses, reveal)
+    rounds = federation.batches(images)
+    settings = {
+        **_settings(model, images, federation, protocol, defenses, reveal),
+        _CONTENT: _digest(rounds),
+    }
     total = federation.clients * federation.rounds
     if _finished(folder, settings):
         return total
-    rounds = federation.batches(images)
     write_json(folder / RECORD, {**settings, "state": "unfinished"})
     source = torch.Generator().manual_seed(_seed(federation.seed))
     device = next(model.parameters()).device
@@ -165,6 +170,14 @@ def _settings(
     }
 
 
+def _digest(rounds: Sequence[Sequence[ClientBatch]]) -> str:
+    digest = hashlib.sha256()
+    for batch in itertools.chain.from_iterable(rounds):
+        for tensor in (batch.images, batch.labels):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
 def _finished(folder: Path, settings: Mapping[str, Any]) -> bool:
     """Returns whether this federation is in the folder already; nothing of another one may be.
 
@@ -185,9 +198,12 @@ def _finished(folder: Path, settings: Mapping[str, Any]) -> bool:
             f"expected the settings of a federation in {folder / RECORD}, got "
             f"{type(found).__name__}; move the folder, or use another --out"
         )
-    # Records from before there was a state were written at the end.
-    finished = found.get("state", "finished") == "finished"
+    # Records from before there were a state and a digest were written at the end.
+    found = {"state": "finished", _CONTENT: settings[_CONTENT], **found}
+    finished = found["state"] == "finished"
     differing = [name for name in settings if found.get(name) != settings[name]]
+    # Other settings draw other images: they say why.
+    differing = [name for name in differing if name != _CONTENT] or differing
     # Nothing but weights lies there when it failed before its first update.
     if differing and (finished or any("-weights." not in name for name in files)):
         raise ConfigError(

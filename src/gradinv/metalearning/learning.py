@@ -18,7 +18,7 @@ from gradinv.metalearning.costs import Executor, LocalCosts, PooledCosts, Proble
 from gradinv.metalearning.learner import Learner, LearningConfig, StepResult
 from gradinv.metalearning.tasks import TaskSet
 from gradinv.models.weights import fingerprint
-from gradinv.priors.generator import Generator, load_card, save_generator
+from gradinv.priors.generator import Generator, load_card, require_no_prior, save_generator
 from gradinv.priors.samples import save_sample_grid
 from gradinv.priors.whitened import Whitened
 
@@ -84,7 +84,8 @@ def learn_prior(
         The prior, in eval mode: standard normal latents stand for those that were found.
 
     Raises:
-        ConfigError: other settings, updates or another start than those in ``out``.
+        ConfigError: other settings, updates or another start than those in ``out``, or a prior
+            there that was not learned.
         PriorError: the start makes images of another shape than the updates'.
     """
     if tuple(start.image_shape) != tuple(tasks.image_shape):
@@ -155,6 +156,8 @@ class _Session:
                 )
             self.learner.load(tensors)
             self.seconds, self.log = header["seconds"], header["log"]
+        else:
+            require_no_prior(self.out, CHECKPOINT)
         self.boundary = self.learner.tensors()
 
     def step(self) -> StepResult:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradinv.errors import PriorError, did_you_mean
+from gradinv.errors import ConfigError, PriorError, did_you_mean
 from gradinv.files import load_tensors, read_json, save_tensors, write_json
 
 Block = Callable[[Tensor], Tensor]
@@ -117,6 +117,24 @@ def save_generator(generator: Generator, folder: Path, card: Mapping[str, Any]) 
     write_json(folder / CONFIG, {"architecture": architecture, **generator.config()})
     write_json(folder / CARD, dict(card))
     save_tensors(folder / WEIGHTS, generator.state_dict(), {"kind": "prior", "schema": 1})
+
+
+def require_no_prior(folder: Path, checkpoint: Path) -> None:
+    """Checks that a new training in a folder overwrites no prior.
+
+    Args:
+        folder: of the prior to come.
+        checkpoint: the file in it that the training would continue from, and that is not there.
+
+    Raises:
+        ConfigError: the folder holds a prior.
+    """
+    found = [name for name in (WEIGHTS, CONFIG) if (folder / name).exists()]
+    if found:
+        raise ConfigError(
+            f"expected a new folder, or one of a training, at {folder}, got {found[0]} of a prior "
+            f"without {checkpoint}, which would be overwritten; use another --out"
+        )
 
 
 def load_generator(folder: Path) -> Generator:

@@ -15,7 +15,7 @@ from gradinv.environment import revision, versions
 from gradinv.errors import ConfigError
 from gradinv.files import load_tensors, save_tensors, write_json
 from gradinv.priors.gan import GanTrainer, TrainingConfig
-from gradinv.priors.generator import CONFIG, WEIGHTS, Generator, save_generator
+from gradinv.priors.generator import Generator, require_no_prior, save_generator
 from gradinv.priors.quality import Quality, measure_quality
 from gradinv.priors.samples import save_sample_grid
 
@@ -159,12 +159,7 @@ def _settings(trainer: GanTrainer) -> dict[str, Any]:
 
 def _resume(trainer: GanTrainer, out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     if not (out / CHECKPOINT).is_file():
-        found = [name for name in (WEIGHTS, CONFIG) if (out / name).exists()]
-        if found:
-            raise ConfigError(
-                f"expected a new folder, or one of a training, at {out}, got {found[0]} of a prior "
-                f"without {CHECKPOINT}, which would be overwritten; use another --out"
-            )
+        require_no_prior(out, CHECKPOINT)
         return []
     tensors, header = load_tensors(out / CHECKPOINT, what="a training checkpoint")
     # Checkpoints from before there was a digest continue, and get one.
