@@ -10,7 +10,7 @@ from gradinv.federated.protocol import FedAvg, Order, Protocol
 
 
 def check_counts(
-    image_shape: tuple[int, int, int], *, batch_size: int, num_classes: int, clients: int
+    image_shape: tuple[int, int, int], batch_size: int, num_classes: int, clients: int
 ) -> None:
     """Checks the numbers that everything on the server's side is shaped by.
 

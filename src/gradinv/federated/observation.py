@@ -86,12 +86,7 @@ class Observation:
                 "expected at least one gradient in the update, got none; observe it again"
             )
         check_floats(self._floats())
-        check_counts(
-            self.image_shape,
-            batch_size=self.batch_size,
-            num_classes=self.num_classes,
-            clients=self.clients,
-        )
+        check_counts(self.image_shape, self.batch_size, self.num_classes, self.clients)
         if self.labels is not None:
             check_labels(self.labels, self.batch_size, self.num_classes)
         if self.order is not None:
