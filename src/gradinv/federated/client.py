@@ -1,12 +1,14 @@
 """The client's gradient and local training; the attacker recomputes both with these functions."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradinv.errors import ModelError
 from gradinv.federated.protocol import FedAvg, Order
@@ -144,7 +146,9 @@ def _gradient(
 ) -> dict[str, Tensor]:
     """Returns the gradient at ``weights``; these are the model's own where there are no buffers."""
     state = None if buffers is None else {**buffers, **weights}
-    with torch.enable_grad():
+    # The fused kernels of attention have no second derivative; products and a softmax have one.
+    kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+    with torch.enable_grad(), kernel:
         loss = functional.cross_entropy(logits(model, images, state=state), labels)
     if loss.grad_fn is None:
         raise ModelError(
