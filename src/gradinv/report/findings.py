@@ -81,6 +81,12 @@ def images_of(audit: Mapping[str, Any], row: Mapping[str, Any]) -> list[dict[str
     return [image for cell in cells_of(audit, row) for image in cell["images"]]
 
 
+def level_of(row: Mapping[str, Any]) -> str:
+    """Returns the level of a summary row, whatever its name; nothing where it has none."""
+    level = row.get("level")
+    return clean(level) if isinstance(level, str) else ""
+
+
 def strength(row: Mapping[str, Any]) -> tuple[int, Number]:
     """Orders attacks as :func:`gradinv.evaluation.verdict.worst` does: by level, then mean SSIM."""
     severity = LEVELS.index(row["level"]) if row.get("level") in LEVELS else -1

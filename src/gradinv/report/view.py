@@ -21,6 +21,7 @@ class SummaryLine:
     """One row of the summary table."""
 
     row: Mapping[str, Any]
+    level: str
     strongest: bool
     identified: str | None
     strip: Strip | None
@@ -203,6 +204,7 @@ def _summary_lines(
     return {
         id(row): SummaryLine(
             row=row,
+            level=findings.level_of(row),
             strongest=any(row is other for other in strongest),
             identified=findings.identified(row),
             strip=laid_out[0][index] if laid_out else None,
