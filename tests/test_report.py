@@ -391,21 +391,41 @@ def test_verdict_names_the_gravest_attack_on_each_defence(run):
     assert f"best of 6: original, rebuilt {best:.1f} dB" in text
 
 
+def facts_of(page):
+    sheet = page.find("dl", class_="facts")[0]
+    names, values = (page.within(sheet, tag) for tag in ("dt", "dd"))
+    return {text_of(a): text_of(b) for a, b in zip(names, values, strict=True)}
+
+
 def test_setting_is_at_the_top(run):
-    page = page_of(run)
-    facts = {
-        text_of(a): text_of(b)
-        for a, b in zip(
-            page.within(page.find("dl", class_="facts")[0], "dt"),
-            page.within(page.find("dl", class_="facts")[0], "dd"),
-            strict=True,
-        )
-    }
+    facts = facts_of(page_of(run))
     assert facts["Client model"] == "convnet"
     assert facts["Batch size"] == str(SIZE)
     assert facts["Defence"] == "none, clip:1+noise:0.01"
     assert facts["Update"] == "FedSGD"
     assert facts["Labels"] == "known to the server"
+    assert facts["Batch-norm mode"] == "eval"
+    assert facts["Prior"] == "none"
+    assert "Budget" not in facts  # an audit that does not say
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({"gi-x": 0.01, "gi-z/w": 0.01}, "1 % of the preset’s steps: a first look only"),
+        ({"gi-x": 1.0, "gi-z/w": 1.0}, "all of the preset’s steps"),
+        ({"gi-x": 2.0}, "200 % of the preset’s steps"),
+        ({"gi-x": 0.025, "gi-z/w": 1.0},
+         "gi-x 2.5 %, gi-z/w all of the presets’ steps: a first look only"),
+    ],
+)  # fmt: skip
+def test_budget_prior_and_absent_batch_norm_are_at_the_top(run, budget, said):
+    audit = audit_of(run)
+    audit["config"] |= {"budget": budget, "prior": "far/away/faces", "batch_norm_layers": 0}
+    facts = facts_of(Page(render_report(audit, load_cells(run, audit))))
+    assert facts["Budget"] == said
+    assert facts["Prior"] == "faces"
+    assert facts["Batch-norm mode"] == "no batch norm"
 
 
 @pytest.mark.parametrize(

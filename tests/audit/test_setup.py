@@ -174,3 +174,7 @@ def test_the_notes_say_what_a_reader_must_know():
     assert "needs at least 2 batches" in notes
     assert "limited to 2 s each" in notes
     assert "interval" not in " ".join(prepare(config()).notes())
+    assert "batch norm in eval mode" in notes
+    assert "the network has no batch norm" in " ".join(
+        prepare(config(model="tiny_net:plain")).notes()
+    )

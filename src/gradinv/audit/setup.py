@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradinv.attacks import AnalyticAttack, Attack, preset, rank_analysis
 from gradinv.attacks.ranks import rank_sentence
+from gradinv.audit.budget import budget_note, budgets
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.protocol import local_training_note, protocol_of, reveal_of
 from gradinv.data import ClientBatch, ImageSet, load_images
@@ -24,7 +25,7 @@ from gradinv.errors import AttackError, ConfigError, PriorError
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.lpips import Lpips
 from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense
-from gradinv.models import build_model, fingerprint, load_weights
+from gradinv.models import batch_norm_layers, build_model, fingerprint, load_weights
 from gradinv.priors import Generator, embedded_prior, load_generator
 
 # What --prior takes in place of a folder.
@@ -111,12 +112,18 @@ class Setup:
     def identity(self) -> dict[str, Any]:
         """Returns what the results depend on: settings, versions and fingerprints of the inputs.
 
-        The device is the one that is used, so ``auto`` on another machine is noticed.
+        The device is the one that is used, so ``auto`` on another machine is noticed. What follows
+        from other settings and inputs stands beside them for whoever reads the results.
         """
         prior = self.server.prior
         known = versions()
         return {
-            "settings": {**self.config.settings(), "device": self.device.type},
+            "settings": {
+                **self.config.settings(),
+                "device": self.device.type,
+                "batch_norm_layers": len(batch_norm_layers(self.model)),
+                "budget": budgets(self.server.attacks),
+            },
             "versions": {name: known[name] for name in ("gradinv", "torch")},
             "inputs": {
                 "images": fingerprint_batches(self.client.batches),
@@ -141,11 +148,14 @@ class Setup:
             "running": "the running batch-norm statistics",
             "exact": "the exact batch-norm statistics of the batch",
         }
+        norm = f"batch norm in {self.config.mode} mode"
+        if not batch_norm_layers(self.model):
+            norm = "the network has no batch norm"
         notes = [
             RESPONSIBLE_USE,
             "Threat model: an honest-but-curious server that knows the network, "
             f"{'the labels and ' if self.reveal.labels else ''}the defence, and "
-            f"{seen[self.config.reveal_bn]}; batch norm in {self.config.mode} mode.",
+            f"{seen[self.config.reveal_bn]}; {norm}.",
         ]
         if not self.reveal.labels:
             notes.append(
@@ -161,6 +171,8 @@ class Setup:
             notes.append(
                 "LPIPS is absent: its SqueezeNet weights were not given (--lpips-weights FILE)."
             )
+        if (budget := budget_note(budgets(self.server.attacks))) is not None:
+            notes.append(budget)
         if self.config.batches == 1:
             notes.append("No confidence interval: it needs at least 2 batches.")
         if self.config.seconds is not None:

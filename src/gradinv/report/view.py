@@ -6,6 +6,7 @@ beside them.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gradinv.report import findings
@@ -125,6 +126,8 @@ def _facts(config: Mapping[str, Any], specs: Iterable[str]) -> tuple[tuple[str, 
     labels = {True: "known to the server", False: "unknown to the server"}
     images, labels_known = config.get("images"), config.get("labels_known")
     revealed = str(config.get("reveal_bn"))
+    without_norm, prior = config.get("batch_norm_layers") == 0, config.get("prior")
+    budget = findings.budget(config)
     side = config.get("image_size")
     name = images.get("name") if isinstance(images, Mapping) else config.get("data")
     return (
@@ -134,9 +137,11 @@ def _facts(config: Mapping[str, Any], specs: Iterable[str]) -> tuple[tuple[str, 
         ("Batches", plain(config.get("batches"))),
         ("Defence", ", ".join(clean(spec) for spec in specs) or plain(None)),
         ("Update", _update(config)),
-        ("Batch-norm mode", plain(config.get("mode"))),
+        ("Batch-norm mode", "no batch norm" if without_norm else plain(config.get("mode"))),
         ("Batch-norm statistics", statistics.get(revealed, plain(config.get("reveal_bn")))),
         ("Labels", labels[labels_known] if isinstance(labels_known, bool) else plain(None)),
+        ("Prior", Path(clean(prior)).name if prior else "none"),
+        *((("Budget", budget),) if budget else ()),
     )
 
 
