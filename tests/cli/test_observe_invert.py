@@ -19,6 +19,7 @@ from gradinv.cli.invert import grid_png
 from gradinv.federated import FedAvg, Observation
 from gradinv.files import load_tensors, save_tensors
 from tests.audit.world import config
+from tests.cli.words import changed
 
 OBSERVE = shlex.split(
     "observe --data images --channels 1 --model tiny_net:make --batch-size 2 --device cpu "
@@ -31,6 +32,14 @@ INVERT = shlex.split("invert u.safetensors --attack gi-x --steps-scale 0.01 --de
 def update(capsys):
     assert main([*OBSERVE, "--save-weights", "w.safetensors"]) == 0
     return Path("u.safetensors")
+
+
+def test_weights_do_not_overwrite_the_update(capsys):
+    Path("here").symlink_to(".")
+    for other in ("u.safetensors", "./u.safetensors", "here/u.safetensors"):
+        assert main([*OBSERVE, "--save-weights", other]) == 2
+        assert "expected another file for --save-weights" in capsys.readouterr().err
+        assert not Path("u.safetensors").exists()
 
 
 def test_the_update_is_the_one_that_an_audit_attacks(update, capsys):
@@ -191,7 +200,7 @@ def test_what_is_wrong_is_one_line(change, arguments, message, update, capsys):
     if change is not None:
         rewritten(change)
     capsys.readouterr()
-    assert main([*INVERT, *arguments, "--out", "inverted"]) == 2
+    assert main([*changed(INVERT, arguments), "--out", "inverted"]) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert message in errors
@@ -219,7 +228,7 @@ def test_labels_that_dlg_searches_are_reported_as_recovered_ones(capsys):
     assert main([*observe, "--hide-labels"]) == 0
     arguments = ["--model", "tiny_net:headless", "--attack", "dlg", "--out", "inverted"]
     capsys.readouterr()
-    assert main([*INVERT, *arguments]) == 0
+    assert main(changed(INVERT, arguments)) == 0
     found = json.loads(Path("inverted/invert.json").read_text())["label_recovery"]
     labels = " ".join(map(str, found["labels"]))
     printed = capsys.readouterr().out
@@ -251,7 +260,7 @@ def test_the_embedded_prior_can_be_named(update, capsys, monkeypatch):
 
     monkeypatch.setattr("gradinv.audit.setup.embedded_prior", stand_in)
     arguments = ["--attack", "gi-z", "--prior", "embedded", "--restarts", "1", "--out", "i"]
-    assert main([*INVERT, *arguments]) == 0
+    assert main(changed(INVERT, arguments)) == 0
     assert called == [1]
 
 

@@ -1,7 +1,8 @@
 """The commands and their options as values; tyro makes the command line from them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -15,7 +16,8 @@ from tyro.conf import (
     subcommand,
 )
 
-from gradinv.audit.plan import AuditConfig
+from gradinv.audit.plan import AuditConfig, option
+from gradinv.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 RevealBn = Literal["none", "running", "exact"]
@@ -345,12 +347,43 @@ def parse(arguments: Sequence[str]) -> AnyCommand:
 
     Raises:
         SystemExit: after ``--help`` (0) and after wrong usage (2).
-        ConfigError: a setting that has no meaning.
+        ConfigError: a setting that has no meaning, or one of a single value that is given twice.
     """
-    return tyro.cli(
+    options: AnyCommand = tyro.cli(
         Command,  # type: ignore[arg-type]
         args=list(arguments),
         prog="gradinv",
         description=_DESCRIPTION,
         config=(UseAppendAction, FlagCreatePairsOff),
     )
+    _require_once(options, arguments)
+    return options
+
+
+def _require_once(options: AnyCommand, arguments: Sequence[str]) -> None:
+    """Refuses the repetition of an option whose last value alone would count.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    given = Counter(
+        option(word.split("=", 1)[0].removeprefix("--"))
+        for word in arguments
+        if word.startswith("--")
+    )
+    repeatable = {option(name) for name, value in _values(options) if isinstance(value, tuple)}
+    for name, times in given.items():
+        if times > 1 and name not in repeatable:
+            raise ConfigError(
+                f"expected {name} once, got {times} times; only the last one would count: "
+                "leave the others out"
+            )
+
+
+def _values(options: Any) -> Iterator[tuple[str, Any]]:
+    """Yields every option and its value, those of nested values too."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        yield field.name, value
+        if is_dataclass(value):
+            yield from _values(value)
