@@ -42,6 +42,20 @@ def test_weights_do_not_overwrite_the_update(capsys):
         assert not Path("u.safetensors").exists()
 
 
+@pytest.mark.parametrize("kind", ["frozen", "empty"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "observe --data images --out u.safetensors",
+        "learn-prior --simulate images --rounds 1 --clients 2 --batch-size 2 --out p",
+    ],
+)
+def test_a_network_with_nothing_to_train_has_no_update(command, kind, capsys):
+    words = f"{command} --channels 1 --model tiny_net:{kind} --device cpu"
+    assert main(words.split()) == 2
+    assert "expected at least one parameter with requires_grad" in capsys.readouterr().err
+
+
 def test_the_update_is_the_one_that_an_audit_attacks(update, capsys):
     saved = Observation.load(update)
     setup = prepare(config(defense=("noise:0.001",)))

@@ -24,7 +24,7 @@ from gradinv.environment import versions
 from gradinv.errors import AttackError, ConfigError, PriorError
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.lpips import Lpips
-from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense
+from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense, trainable
 from gradinv.models import batch_norm_layers, build_model, fingerprint, load_weights
 from gradinv.priors import Generator, embedded_prior, load_generator
 
@@ -218,13 +218,14 @@ def load_model(
     """Returns the network with its weights, in the given mode, on the device.
 
     Raises:
-        ModelError: it cannot be built, or the weights do not fit.
+        ModelError: it cannot be built, has nothing to train, or the weights do not fit.
         StorageError: the weights cannot be read.
     """
     channels, _, image_size = image_shape
     model = build_model(
         spec, num_classes=num_classes, channels=channels, image_size=image_size, seed=seed
     )
+    trainable(model)
     if weights is not None:
         load_weights(model, Path(weights))
     return model.to(device).train(mode == "train")

@@ -40,8 +40,12 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the parameters that the client trains, by name, in the model's order."""
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the parameters that the client trains, by name, in the model's order.
+
+    Raises:
+        ModelError: there are none.
+    """
     parameters: dict[str, Tensor] = {
         name: value for name, value in model.named_parameters() if value.requires_grad
     }
@@ -79,7 +83,7 @@ def loss_gradient(
     Raises:
         ModelError: no parameter is trainable, or the logits carry no gradient at all.
     """
-    return _gradient(model, images, labels, _trainable(model), None, create_graph=create_graph)
+    return _gradient(model, images, labels, trainable(model), None, create_graph=create_graph)
 
 
 def local_update(
@@ -113,7 +117,7 @@ def local_update(
     Raises:
         ModelError: no parameter is trainable, or the logits carry no gradient at all.
     """
-    start = _trainable(model)
+    start = trainable(model)
     weights, buffers, velocity = start, _buffers(model), None
     for step in order:
         chosen = torch.tensor(step, device=images.device)
