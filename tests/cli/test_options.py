@@ -1,4 +1,5 @@
 import dataclasses
+import shlex
 
 import pytest
 
@@ -124,3 +125,10 @@ def test_attacks_and_defences_of_an_audit_may_be_repeated(command):
     assert isinstance(options, Audit | Watch)
     assert options.config.attack == ("gi-x", "gi-z")
     assert options.config.defense == ("none", "clip:1")
+
+
+def test_no_more_rounds_are_watched_than_there_are():
+    with pytest.raises(ConfigError, match="--rounds-watched of at most --rounds, got 5 of 1"):
+        parse(shlex.split("learn-prior --simulate d --out p --rounds 1 --rounds-watched 5"))
+    # A folder of updates says itself how many rounds it holds.
+    assert parse(shlex.split("learn-prior u --out p --rounds 1 --rounds-watched 5"))

@@ -287,14 +287,23 @@ class LearnPrior:
     device: Device = "auto"
     """Where to compute; auto takes a CUDA device if there is one."""
 
+    def __post_init__(self) -> None:
+        watched = self.rounds_watched
+        if self.simulate is not None and watched is not None and watched > self.rounds:
+            raise ConfigError(
+                f"expected --rounds-watched of at most --rounds, got {watched} of {self.rounds}; "
+                "lower it, or simulate more rounds"
+            )
+
 
 @dataclass(frozen=True)
 class Watch:
     """Audit what a server rebuilds the longer it watches: leakage over rounds.
 
     After every round the server goes on learning a prior from all updates that it has seen, and
-    attacks updates of other clients with it. Writes watch.json, leakage.svg, and a prior and an
-    audit for every number of rounds. The same command with the same --out continues.
+    attacks updates of other clients with it; the learning starts from --prior, from an untrained
+    generator without it. Writes watch.json, leakage.svg, and a prior and an audit for every number
+    of rounds. The same command with the same --out continues.
     """
 
     watched: Annotated[str, arg(metavar="PATH")]
@@ -309,9 +318,9 @@ class Watch:
     steps: int = 200
     """Outer steps of learning for each round watched: twice as many after two as after one."""
     base_channels: int = 48
-    """Width of the generator."""
+    """Width of the untrained generator."""
     latent: int = 128
-    """Length of the generator's latent vector z."""
+    """Length of the untrained generator's latent vector z."""
 
 
 @dataclass(frozen=True)
