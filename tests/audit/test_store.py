@@ -8,7 +8,7 @@ import torch
 from gradinv.audit.plan import Cell
 from gradinv.audit.store import RunStore
 from gradinv.errors import ConfigError, StorageError
-from gradinv.files import load_tensors
+from gradinv.files import load_tensors, save_tensors
 
 CELL = Cell("gi-z/w", "none", 1)
 ROW = {"attack": "gi-z/w", "defense": "none", "batch": 1, "images": []}
@@ -120,6 +120,31 @@ def test_a_row_of_another_cell_is_refused(store):
     store.json_path(CELL).write_text("7")
     with pytest.raises(StorageError, match="got 7"):
         store.load_row(CELL)
+
+
+def lose_images(store):
+    row = json.loads(store.json_path(CELL).read_text())
+    store.json_path(CELL).write_text(json.dumps({k: v for k, v in row.items() if k != "images"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda store: store.json_path(CELL).write_text("{"), "got no JSON"),
+        (lambda store: store.json_path(CELL).write_text("{}"), r"got \(None, None, None\)"),
+        (lose_images, "without images"),
+        (lambda store: store.tensors_path(CELL).write_bytes(b"short"), "truncated or foreign"),
+        (lambda store: save_tensors(store.tensors_path(CELL), {}, {"kind": "x"}), "got kind 'x'"),
+    ],
+)
+def test_a_damaged_cell_is_named_with_the_files_to_delete(store, damage, message):
+    store.save_cell(CELL, ROW, {"original": torch.ones(2)}, {})
+    store.require_whole(CELL)
+    damage(store)
+    with pytest.raises(StorageError, match=message) as error:
+        store.require_whole(CELL)
+    files = f"delete {store.json_path(CELL)} and {store.tensors_path(CELL)} and run"
+    assert files in str(error.value)
 
 
 def test_the_audit_takes_the_empty_checkpoint_folder_away(store):
