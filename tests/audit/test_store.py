@@ -57,6 +57,19 @@ def test_another_audit_is_refused_and_the_differences_named(store, changes, mess
     assert message in str(error.value)
 
 
+def test_a_file_may_have_another_path_but_no_other_content(store):
+    same = {"update": "dd"}
+    here = {"settings": {"update": "u", "weights": "w", "prior": "p"}, "inputs": same}
+    there = {"settings": {"update": "../u", "weights": None, "prior": "q"}, "inputs": same}
+    other = RunStore(store.folder.parent / "other")
+    other.claim(identity(**here))
+    other.claim(identity(**there))
+    with pytest.raises(ConfigError, match=r"got --update \.\./u instead of u; use the same"):
+        other.claim(identity(**(there | {"inputs": {"update": "ee"}})))
+    with pytest.raises(ConfigError, match=r"got --weights none instead of w; use the same"):
+        other.claim(identity(**(there | {"inputs": {"update": "dd", "model": "bb"}})))
+
+
 def test_a_setting_of_another_version_is_a_difference(store):
     with pytest.raises(ConfigError, match="--speed 9 instead of none"):
         store.claim(identity(settings={"speed": 9}))

@@ -1,6 +1,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from gradinv.cli import main
 from gradinv.cli.invert import grid_png
 from gradinv.federated import FedAvg, Observation
 from gradinv.files import load_tensors, save_tensors
+from gradinv.priors.dcgan import DCGAN
+from gradinv.priors.generator import save_generator
 from tests.audit.world import config
 from tests.cli.words import changed
 
@@ -150,6 +153,17 @@ def test_a_finished_attack_is_not_run_again(update, capsys, monkeypatch):
     assert capsys.readouterr().out in first
 
 
+def test_the_same_update_under_another_path_is_the_same_attack(update, capsys):
+    assert main([*INVERT, "--out", "inverted"]) == 0
+    Path("elsewhere").mkdir()
+    shutil.copy(update, "elsewhere/other.safetensors")
+    moved = [word.replace("u.safetensors", "elsewhere/other.safetensors") for word in INVERT]
+    assert main([*moved, "--weights", "w.safetensors", "--out", "inverted"]) == 0
+    assert main([*OBSERVE[:-1], "elsewhere/other.safetensors", "--hide-labels"]) == 0
+    assert main([*moved, "--out", "inverted"]) == 2
+    assert "got --update elsewhere/other.safetensors instead of u" in capsys.readouterr().err
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_continues(update, capsys, monkeypatch):
     whole = [*INVERT, "--out", "whole"]
     assert main(whole) == 0
@@ -205,14 +219,19 @@ def lose_layer(tensors, header):
         (None, ["--model", "tiny_net:plain"], "parameter 1.bias has shape (4,) instead of (3,)"),
         (None, ["--attack", "gi-z"], "expected a prior for gi-z, got none"),
         (None, ["--attack", "gi-x+bn"], "observe the update with --reveal-bn exact"),
-        (None, ["--attack", "r-gap"], "an update of one image for r-gap, got 2; use --batch-size"),
+        (None, ["--attack", "r-gap"], "got 2; observe the update with --batch-size 1, or attack"),
+        (None, ["--attack", "gi-z", "--prior", "large"],
+         "observe the update with --image-size 64 and --channels 1, or train"),
         (None, ["--weights", "u.safetensors"], "expected model weights at u.safetensors"),
         (None, ["--restarts", "0"], "--restarts of at least 1"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_is_one_line(change, arguments, message, update, capsys):
     if change is not None:
         rewritten(change)
+    if "large" in arguments:
+        large = DCGAN(image_size=64, channels=1, base_channels=4, latent_dim=8)
+        save_generator(large.eval(), Path("large"), {"data": "nothing"})
     capsys.readouterr()
     assert main([*changed(INVERT, arguments), "--out", "inverted"]) == 2
     errors = capsys.readouterr().err

@@ -360,8 +360,15 @@ def load_prior(path: str | None, *, device: torch.device, embedded: bool) -> Gen
     return load_generator(Path(path)).to(device)
 
 
-def check_prior_fits(prior: Generator, image_shape: tuple[int, int, int]) -> None:
+def check_prior_fits(
+    prior: Generator, image_shape: tuple[int, int, int], *, how: str = "set"
+) -> None:
     """Checks that the prior makes images of the client's size and channels.
+
+    Args:
+        prior: the server's generator.
+        image_shape: (channel, height, width) of the client's images.
+        how: what to do with the options that make images of another size.
 
     Raises:
         PriorError: it does not.
@@ -369,8 +376,9 @@ def check_prior_fits(prior: Generator, image_shape: tuple[int, int, int]) -> Non
     if tuple(prior.image_shape) != tuple(image_shape):
         raise PriorError(
             f"expected a prior of {_shape(image_shape)}, got one of {_shape(prior.image_shape)}; "
-            f"set --image-size and --channels to the prior's or train one with 'gradinv prior "
-            f"train --image-size {image_shape[1]} --channels {image_shape[0]}'"
+            f"{how} --image-size {prior.image_shape[1]} and --channels {prior.image_shape[0]}, or "
+            f"train one with 'gradinv prior train --image-size {image_shape[1]} --channels "
+            f"{image_shape[0]}'"
         )
 
 

@@ -166,12 +166,19 @@ def _differences(stored: Any, identity: Mapping[str, Any]) -> list[str]:
     """Returns one phrase for each thing that decides the results and is not the same."""
     if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
         return [f"a config.json that is not one of schema {SCHEMA}"]
+    before, now = stored.get("inputs", {}), identity["inputs"]
+    # A file may be named by another path, as long as its content is the same.
+    same = [
+        setting
+        for setting, name in _CONTENT.items()
+        if name in before and name in now and before[name] == now[name]
+    ]
     for part, words in _PARTS:
         old, new = stored.get(part, {}), identity[part]
         found = [
             words(key, new.get(key), old.get(key))
             for key in (*new, *(key for key in old if key not in new))
-            if key not in NOT_IDENTITY and new.get(key) != old.get(key)
+            if key not in NOT_IDENTITY and key not in same and new.get(key) != old.get(key)
         ]
         if found:
             # Other settings make other inputs: the first part that differs says why.
@@ -190,6 +197,9 @@ def _version_words(key: str, new: Any, old: Any) -> str:
 def _input_words(key: str, new: Any, old: Any) -> str:
     return f"other {key} (fingerprint {_shown(new)} instead of {_shown(old)})"
 
+
+# Settings that are paths, and the input whose fingerprint is that of the content.
+_CONTENT = {"update": "update", "weights": "model", "prior": "prior"}
 
 _PARTS = (
     ("settings", _setting_words),
