@@ -56,7 +56,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         element = {"tag": tag, "attrs": dict(attrs), "text": "", "inside": list(self.open)}
         self.elements.append(element)
-        if tag not in {"meta", "img", "br", "line", "polyline", "rect", "circle"}:
+        if tag not in {"meta", "img", "br", "wbr", "line", "polyline", "rect", "circle"}:
             self.open.append(element)
 
     def handle_startendtag(self, tag, attrs):
@@ -267,6 +267,22 @@ def gallery_scores(run):
         value = page.within(element, "data")[0]["attrs"]["value"]
         scores.append((float(value), "★" in element["text"]))
     return scores
+
+
+def test_long_names_break_after_colons_alone(run):
+    audit = audit_of(run)
+    for row in (*audit["cells"], *audit["summary"]):
+        row["attack"] = row["attack"].replace("gi-x", "gi-x:fedavg=approximate:tv=<b>")
+    page = Page(render_report(audit, load_cells(run, audit)))
+    for section in ("verdict", "numbers", "pictures", "cost", "settings"):
+        parts = [e["text"] for e in page.within(page.section(section), "span")
+                 if e["attrs"].get("class") == "part"]  # fmt: skip
+        assert ["gi-x:", "fedavg=approximate:", "tv=<b>"] in [
+            parts[at : at + 3] for at in range(len(parts))
+        ]
+        assert len(page.within(page.section(section), "wbr")) >= 2
+    galleries = page.find("div", class_="galleries")[0]
+    assert galleries["attrs"]["style"].endswith(f"--name: {len('fedavg=approximate:')}")
 
 
 def test_psnr_under_each_final_picture_is_that_of_the_audit_and_the_best_is_marked(run):

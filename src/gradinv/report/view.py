@@ -54,6 +54,7 @@ class DefenseView:
     evidence: tuple[Evidence, ...]
     lines: tuple[SummaryLine, ...]
     galleries: tuple[Gallery, ...]
+    longest_part: int
     curves: tuple[Curves, ...]
 
 
@@ -183,6 +184,8 @@ def _defense_view(
         runner_up_identified=findings.identified(ranked[1]) if len(ranked) > 1 else None,
         evidence=evidence_of(findings.cells_of(audit, ranked[0]), cells),
         lines=tuple(lines[id(row)] for row in rows),
+        # A name breaks after its colons; the column of names is as wide as its longest part.
+        longest_part=max(len(part) for row in rows for part in clean(row["attack"]).split(":")) + 1,
         galleries=galleries_of([c for c in audit["cells"] if c["defense"] == spec], cells),
         curves=tuple(c for row in rows if (c := _curves(audit, cells, row))),
     )
