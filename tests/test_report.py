@@ -56,7 +56,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         element = {"tag": tag, "attrs": dict(attrs), "text": "", "inside": list(self.open)}
         self.elements.append(element)
-        if tag not in {"meta", "img", "br", "line", "polyline", "rect", "circle"}:
+        if tag not in {"meta", "img", "br", "wbr", "line", "polyline", "rect", "circle"}:
             self.open.append(element)
 
     def handle_startendtag(self, tag, attrs):
@@ -269,6 +269,22 @@ def gallery_scores(run):
     return scores
 
 
+def test_long_names_break_after_colons_alone(run):
+    audit = audit_of(run)
+    for row in (*audit["cells"], *audit["summary"]):
+        row["attack"] = row["attack"].replace("gi-x", "gi-x:fedavg=approximate:tv=<b>")
+    page = Page(render_report(audit, load_cells(run, audit)))
+    for section in ("verdict", "numbers", "pictures", "cost", "settings"):
+        parts = [e["text"] for e in page.within(page.section(section), "span")
+                 if e["attrs"].get("class") == "part"]  # fmt: skip
+        assert ["gi-x:", "fedavg=approximate:", "tv=<b>"] in [
+            parts[at : at + 3] for at in range(len(parts))
+        ]
+        assert len(page.within(page.section(section), "wbr")) >= 2
+    galleries = page.find("div", class_="galleries")[0]
+    assert galleries["attrs"]["style"].endswith(f"--name: {len('fedavg=approximate:')}")
+
+
 def test_psnr_under_each_final_picture_is_that_of_the_audit_and_the_best_is_marked(run):
     audit = audit_of(run)
     expected = []
@@ -333,10 +349,22 @@ def test_summary_table_equals_the_audit(run):
     assert len(shown) == len(audit["summary"])
     for row, expected in zip(shown, audit["summary"], strict=True):
         low, high = expected["psnr_ci95"]
-        assert row[:7] == [
-            expected["attack"], expected["psnr_mean"], f"{low:.2f} to {high:.2f}",
-            expected["psnr_best"], expected["ssim_mean"], "2 of 6", "3.2 s",
+        assert row[:8] == [
+            expected["attack"], expected["level"], expected["psnr_mean"],
+            f"{low:.2f} to {high:.2f}", expected["psnr_best"], expected["ssim_mean"],
+            "2 of 6", "3.2 s",
         ]  # fmt: skip
+
+
+def test_summary_table_shows_a_level_of_any_name_and_a_dash_for_none(run):
+    audit = audit_of(run)
+    audit["summary"][0]["level"] = "A NEW <LEVEL>"
+    del audit["summary"][1]["level"]
+    page = Page(render_report(audit, load_cells(run, audit)))
+    rows = table_rows(page, page.find("table", class_="numbers")[0])
+    assert [row[1] for row in rows if row[0] in STAGES] == [
+        "A NEW <LEVEL>", "–", "PARTIAL", "PARTIAL",
+    ]  # fmt: skip
 
 
 def test_numbers_are_rounded_for_the_eye(run):
@@ -379,21 +407,41 @@ def test_verdict_names_the_gravest_attack_on_each_defence(run):
     assert f"best of 6: original, rebuilt {best:.1f} dB" in text
 
 
+def facts_of(page):
+    sheet = page.find("dl", class_="facts")[0]
+    names, values = (page.within(sheet, tag) for tag in ("dt", "dd"))
+    return {text_of(a): text_of(b) for a, b in zip(names, values, strict=True)}
+
+
 def test_setting_is_at_the_top(run):
-    page = page_of(run)
-    facts = {
-        text_of(a): text_of(b)
-        for a, b in zip(
-            page.within(page.find("dl", class_="facts")[0], "dt"),
-            page.within(page.find("dl", class_="facts")[0], "dd"),
-            strict=True,
-        )
-    }
+    facts = facts_of(page_of(run))
     assert facts["Client model"] == "convnet"
     assert facts["Batch size"] == str(SIZE)
     assert facts["Defence"] == "none, clip:1+noise:0.01"
     assert facts["Update"] == "FedSGD"
     assert facts["Labels"] == "known to the server"
+    assert facts["Batch-norm mode"] == "eval"
+    assert facts["Prior"] == "none"
+    assert "Budget" not in facts  # an audit that does not say
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({"gi-x": 0.01, "gi-z/w": 0.01}, "1 % of the preset’s steps: a first look only"),
+        ({"gi-x": 1.0, "gi-z/w": 1.0}, "all of the preset’s steps"),
+        ({"gi-x": 2.0}, "200 % of the preset’s steps"),
+        ({"gi-x": 0.025, "gi-z/w": 1.0},
+         "gi-x 2.5 %, gi-z/w all of the presets’ steps: a first look only"),
+    ],
+)  # fmt: skip
+def test_budget_prior_and_absent_batch_norm_are_at_the_top(run, budget, said):
+    audit = audit_of(run)
+    audit["config"] |= {"budget": budget, "prior": "far/away/faces", "batch_norm_layers": 0}
+    facts = facts_of(Page(render_report(audit, load_cells(run, audit))))
+    assert facts["Budget"] == said
+    assert facts["Prior"] == "faces"
+    assert facts["Batch-norm mode"] == "no batch norm"
 
 
 @pytest.mark.parametrize(
@@ -484,8 +532,8 @@ def test_lpips_has_columns_only_where_it_was_measured(run):
     audit["summary"][0]["lpips_mean"] = 0.321
     page = Page(render_report(audit, cells))
     rows = table_rows(page, page.find("table", class_="numbers")[0])
-    assert rows[2][5] == 0.321
-    assert rows[3][5] == "–"
+    assert rows[2][6] == 0.321
+    assert rows[3][6] == "–"
 
 
 def test_recovered_labels_have_columns_only_where_labels_were_hidden(run):
@@ -497,8 +545,8 @@ def test_recovered_labels_have_columns_only_where_labels_were_hidden(run):
     page = Page(render_report(audit, cells))
     summary, single = page.find("table", class_="numbers")[:2]
     rows = table_rows(page, summary)
-    assert rows[0][6] == "labels found"
-    assert (rows[2][6], rows[3][6]) == ("88 %", "–")
+    assert rows[0][7] == "labels found"
+    assert (rows[2][7], rows[3][7]) == ("88 %", "–")
     rows = table_rows(page, single)
     assert (rows[1][7], rows[2][7]) == ("75 %", "–")
 
@@ -717,6 +765,59 @@ def test_terminal_table_equals_the_audit(run):
         assert "2 of 6" in line
 
 
+def test_terminal_table_says_the_level_of_every_row_whatever_its_name(run):
+    audit = audit_of(run)
+    audit["summary"][1]["level"] = "A NEW LEVEL"
+    del audit["summary"][3]["level"]
+    shown = [re.split("  +", line.strip())[:2] for line in printed(audit).splitlines()]
+    assert shown == [
+        ["Attack", "Level"],
+        ["none"], ["gi-x", "PARTIAL"], ["gi-z/w", "A NEW LEVEL"],
+        ["clip:1+noise:0.01"], ["gi-x", "PARTIAL"], ["gi-z/w", "–"],
+    ]  # fmt: skip
+
+
+LONG = "gi-z/w:tv=0.0001,0.00001:lr=0.03,0.001:steps=1000,2000:restarts=16"
+
+
+@pytest.mark.parametrize("width", [160, 80, 60, 40])
+def test_terminal_table_never_cuts_a_name_and_loses_the_interval_first(run, width):
+    audit = audit_of(run)
+    specs = ["sparsify:0.9512345", "sparsify:0.9512345+clip:1.25"]
+    audit["summary"] = [{**audit["summary"][1], "attack": LONG, "defense": spec} for spec in specs]
+    first, *rest = printed(audit, width).splitlines()
+    assert all(len(line) <= width for line in (first, *rest))
+    assert [line.strip() for line in rest if line.startswith("sparsify")] == specs
+    names = first.index("Level")
+    table = "\n".join(rest).partition("(no room")[0].splitlines()
+    folded = [line[:names].strip() for line in table if not line.startswith("sparsify")]
+    assert "".join(folded) == 2 * LONG
+    for text in ("SEVERE", f"{audit['summary'][0]['psnr_mean']:.2f}", "2 of 6"):
+        assert sum(text in line for line in rest) == 2
+    assert ("95 % CI" in first) == (width == 160)
+    assert ("no room for 95 % CI" in " ".join(rest)) == (width < 160)
+
+
+def test_terminal_table_of_short_names_keeps_all_but_the_interval(run):
+    first, *rest = printed(audit_of(run), 76).splitlines()
+    assert "95 % CI" not in first
+    assert all(name in first for name in ("best", "SSIM", "identified", "per batch"))
+    assert rest[-1].strip() == "(no room for 95 % CI: see the report)"
+    assert "95 % CI" in printed(audit_of(run), 80)
+
+
+def test_terminal_table_folds_names_after_colons(run):
+    audit = audit_of(run)
+    audit["summary"] = audit["summary"][:1]
+    audit["summary"][0]["attack"] = "gi-x:fedavg=approximate:steps=30"
+    lines = [line.split(" ")[0] for line in printed(audit, 70).splitlines()]
+    assert lines[1:] == ["gi-x:fedavg=approximate:", "steps=30", "(no"]
+
+
+def test_terminal_table_of_nothing_is_empty():
+    assert not printed({"schema": 1, "cells": [], "summary": []}).strip()
+
+
 def test_terminal_table_shows_lpips_where_it_was_measured(run):
     audit = audit_of(run)
     audit["summary"][0]["lpips_mean"] = 0.321
@@ -738,10 +839,11 @@ def test_terminal_table_prints_markup_as_text(run):
     assert "[bold red]x[/] ?" in printed(audit)
 
 
-def test_terminal_table_of_one_defence_has_no_column_for_it(run):
+def test_terminal_table_of_one_defence_does_not_name_it(run):
     audit = audit_of(run)
+    assert "\nnone\n" in re.sub(" +\n", "\n", printed(audit))
     audit["summary"] = audit["summary"][:2]
-    assert "Defence" not in printed(audit)
+    assert "none" not in printed(audit)
 
 
 def test_verdict_line_is_the_gravest(run):
@@ -910,7 +1012,7 @@ def test_broken_cell(run, change, message):
     with pytest.raises(StorageError, match=message) as caught:
         write_report(run)
     assert str(first_cell(run)) in str(caught.value)
-    assert str(caught.value).endswith("; run the audit again")
+    assert f"; delete {first_cell(run)} and " in str(caught.value)
 
 
 def test_all_that_is_broken_is_named(run):

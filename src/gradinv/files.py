@@ -108,7 +108,7 @@ def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[st
 
 
 def load_tensors(
-    path: Path, *, what: str, foreign: bool = False
+    path: Path, *, what: str, foreign: bool = False, mend: str = "make it again"
 ) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
     """Loads what :func:`save_tensors` wrote.
 
@@ -116,6 +116,7 @@ def load_tensors(
         path: the file.
         what: what the file should be, for the error ("an update", "a prior").
         foreign: take safetensors of other programs too; their header is empty.
+        mend: what to do about a broken file, for the error.
 
     Raises:
         StorageError: missing, a pickle, truncated, or safetensors that some other program wrote.
@@ -140,7 +141,7 @@ def load_tensors(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise StorageError(
-            f"{expected}, got a truncated or foreign file ({error}); make it again"
+            f"{expected}, got a truncated or foreign file ({error}); {mend}"
         ) from error
     if HEADER_KEY not in metadata:
         if foreign:
@@ -152,11 +153,10 @@ def load_tensors(
         header = json.loads(metadata[HEADER_KEY])
     except ValueError as error:
         raise StorageError(
-            f"{expected}, got a header that is not JSON ({error}); make it again"
+            f"{expected}, got a header that is not JSON ({error}); {mend}"
         ) from error
     if not isinstance(header, dict):
         raise StorageError(
-            f"{expected}, got a header that is no JSON object but {type(header).__name__}; "
-            "make it again"
+            f"{expected}, got a header that is no JSON object but {type(header).__name__}; {mend}"
         )
     return tensors, header

@@ -147,6 +147,38 @@ def test_ctrl_c_stops_and_the_same_audit_continues_bit_for_bit(every_step_beats)
     assert not Path("parts/checkpoints").exists()
 
 
+@pytest.mark.parametrize("kind", ["json", "safetensors"])
+def test_a_damaged_cell_is_told_before_any_attack_and_its_advice_helps(kind):
+    first = run_audit(config(), Path("run"))
+    store = RunStore(Path("run"))
+    cell, other = cells_of(config())
+    path = Path("run/cells") / f"{cell.slug}.{kind}"
+    path.write_bytes(path.read_bytes()[:40])
+    store.json_path(other).unlink()
+    diary = Diary()
+    with pytest.raises(StorageError) as error:
+        run_audit(config(), Path("run"), monitor=diary)
+    assert diary.workers is None  # it was not even started
+    deleted = str(error.value).split("; delete ")[1].split(" and run")[0].split(" and ")
+    for name in deleted:
+        Path(name).unlink()
+    again = run_audit(config(), Path("run"))
+    assert again["summary"][0]["psnr_mean"] == first["summary"][0]["psnr_mean"]
+
+
+def test_a_damaged_checkpoint_says_what_to_delete():
+    setup = module.prepare(config())
+    store = RunStore(Path("run"))
+    store.claim(setup.identity())
+    path = store.checkpoint_path(cells_of(config())[0])
+    path.parent.mkdir()
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(StorageError, match=f"delete {path}: the attack then begins anew"):
+        run_audit(config(), Path("run"))
+    path.unlink()
+    run_audit(config(), Path("run"))
+
+
 def test_two_processes_stop_continue_and_agree_with_one(every_step_beats):
     settings = config(workers=2)
     diary = Diary(CtrlC())

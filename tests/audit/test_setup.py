@@ -43,6 +43,8 @@ TINY = {"num_classes": 3, "channels": 1, "image_size": 32, "seed": 0}
         ({"batches": 10}, DataError, "expected at least 20 images for 10 batches of 2, got 18"),
         ({"model": "convnot"}, ModelError, "did you mean 'convnet'?"),
         ({"weights": "nowhere"}, StorageError, "expected model weights"),
+        ({"model": "tiny_net:frozen"}, ModelError, "at least one parameter with requires_grad"),
+        ({"model": "tiny_net:empty"}, ModelError, "at least one parameter with requires_grad"),
         ({"prior": "nowhere"}, PriorError, "expected a prior's folder"),
         ({"prior": "prior", "image_size": 16}, PriorError, "expected a prior of 16x16 pixels in 1"),
         ({"prior": "prior", "channels": 3}, PriorError, "got one of 32x32 pixels in 1 channel"),
@@ -178,3 +180,7 @@ def test_the_notes_say_what_a_reader_must_know():
     assert "needs at least 2 batches" in notes
     assert "limited to 2 s each" in notes
     assert "interval" not in " ".join(prepare(config()).notes())
+    assert "batch norm in eval mode" in notes
+    assert "the network has no batch norm" in " ".join(
+        prepare(config(model="tiny_net:plain")).notes()
+    )

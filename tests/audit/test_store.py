@@ -8,7 +8,7 @@ import torch
 from gradinv.audit.plan import Cell
 from gradinv.audit.store import RunStore
 from gradinv.errors import ConfigError, StorageError
-from gradinv.files import load_tensors
+from gradinv.files import load_tensors, save_tensors
 
 CELL = Cell("gi-z/w", "none", 1)
 ROW = {"attack": "gi-z/w", "defense": "none", "batch": 1, "images": []}
@@ -55,6 +55,19 @@ def test_another_audit_is_refused_and_the_differences_named(store, changes, mess
     with pytest.raises(ConfigError) as error:
         store.claim(identity(**changes))
     assert message in str(error.value)
+
+
+def test_a_file_may_have_another_path_but_no_other_content(store):
+    same = {"update": "dd"}
+    here = {"settings": {"update": "u", "weights": "w", "prior": "p"}, "inputs": same}
+    there = {"settings": {"update": "../u", "weights": None, "prior": "q"}, "inputs": same}
+    other = RunStore(store.folder.parent / "other")
+    other.claim(identity(**here))
+    other.claim(identity(**there))
+    with pytest.raises(ConfigError, match=r"got --update \.\./u instead of u; use the same"):
+        other.claim(identity(**(there | {"inputs": {"update": "ee"}})))
+    with pytest.raises(ConfigError, match=r"got --weights none instead of w; use the same"):
+        other.claim(identity(**(there | {"inputs": {"update": "dd", "model": "bb"}})))
 
 
 def test_a_setting_of_another_version_is_a_difference(store):
@@ -120,6 +133,31 @@ def test_a_row_of_another_cell_is_refused(store):
     store.json_path(CELL).write_text("7")
     with pytest.raises(StorageError, match="got 7"):
         store.load_row(CELL)
+
+
+def lose_images(store):
+    row = json.loads(store.json_path(CELL).read_text())
+    store.json_path(CELL).write_text(json.dumps({k: v for k, v in row.items() if k != "images"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda store: store.json_path(CELL).write_text("{"), "got no JSON"),
+        (lambda store: store.json_path(CELL).write_text("{}"), r"got \(None, None, None\)"),
+        (lose_images, "without images"),
+        (lambda store: store.tensors_path(CELL).write_bytes(b"short"), "truncated or foreign"),
+        (lambda store: save_tensors(store.tensors_path(CELL), {}, {"kind": "x"}), "got kind 'x'"),
+    ],
+)
+def test_a_damaged_cell_is_named_with_the_files_to_delete(store, damage, message):
+    store.save_cell(CELL, ROW, {"original": torch.ones(2)}, {})
+    store.require_whole(CELL)
+    damage(store)
+    with pytest.raises(StorageError, match=message) as error:
+        store.require_whole(CELL)
+    files = f"delete {store.json_path(CELL)} and {store.tensors_path(CELL)} and run"
+    assert files in str(error.value)
 
 
 def test_the_audit_takes_the_empty_checkpoint_folder_away(store):

@@ -38,6 +38,12 @@ def pooling(num_classes, channels, image_size):
         nn.Flatten(), nn.Linear(2 * (image_size // 8) ** 2, num_classes),
     )
 
+def frozen(num_classes, channels, image_size):
+    return plain(num_classes, channels, image_size).requires_grad_(False)
+
+def empty(num_classes, channels, image_size):
+    return nn.Sequential(nn.AdaptiveAvgPool2d((1, num_classes)), nn.Flatten())
+
 def plain(num_classes, channels, image_size):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
 """

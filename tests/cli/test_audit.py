@@ -21,6 +21,7 @@ def test_an_audit_prints_a_table_and_where_the_report_is(capsys):
     captured = capsys.readouterr()
     assert "gi-x" in captured.out
     assert "PSNR dB" in captured.out
+    assert "A first look only: not all of the presets' steps were done (gi-x 1 %)" in captured.out
     assert captured.out.splitlines()[-1] == "run/audit.json and run/report.html"
     assert "finished gi-x · none · batch 1 (2 of 2)" in captured.err
     assert "<html" in Path("run/report.html").read_text()

@@ -10,6 +10,7 @@ from gradinv import __version__
 from gradinv.cli import main
 from gradinv.cli.stopping import Stopped, run_folder
 from gradinv.errors import DataError
+from tests.cli.words import changed
 
 
 def test_help_answers_in_under_a_second():
@@ -161,7 +162,7 @@ TINY = "--data images --channels 1 --model tiny_net:make --batch-size 1 --device
 def test_an_attack_that_lacks_something_says_what_and_what_would_do(
     arguments, missing, instead, capsys
 ):
-    assert main(["audit", *TINY.split(), *arguments.split(), "--out", "run"]) == 2
+    assert main(["audit", *changed(TINY.split(), arguments.split()), "--out", "run"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()

@@ -1,6 +1,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from gradinv.cli import main
 from gradinv.cli.invert import grid_png
 from gradinv.federated import FedAvg, Observation
 from gradinv.files import load_tensors, save_tensors
+from gradinv.priors.dcgan import DCGAN
+from gradinv.priors.generator import save_generator
 from tests.audit.world import config
+from tests.cli.words import changed
 
 OBSERVE = shlex.split(
     "observe --data images --channels 1 --model tiny_net:make --batch-size 2 --device cpu "
@@ -31,6 +35,28 @@ INVERT = shlex.split("invert u.safetensors --attack gi-x --steps-scale 0.01 --de
 def update(capsys):
     assert main([*OBSERVE, "--save-weights", "w.safetensors"]) == 0
     return Path("u.safetensors")
+
+
+def test_weights_do_not_overwrite_the_update(capsys):
+    Path("here").symlink_to(".")
+    for other in ("u.safetensors", "./u.safetensors", "here/u.safetensors"):
+        assert main([*OBSERVE, "--save-weights", other]) == 2
+        assert "expected another file for --save-weights" in capsys.readouterr().err
+        assert not Path("u.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["frozen", "empty"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "observe --data images --out u.safetensors",
+        "learn-prior --simulate images --rounds 1 --clients 2 --batch-size 2 --out p",
+    ],
+)
+def test_a_network_with_nothing_to_train_has_no_update(command, kind, capsys):
+    words = f"{command} --channels 1 --model tiny_net:{kind} --device cpu"
+    assert main(words.split()) == 2
+    assert "expected at least one parameter with requires_grad" in capsys.readouterr().err
 
 
 def test_the_update_is_the_one_that_an_audit_attacks(update, capsys):
@@ -137,6 +163,17 @@ def test_a_finished_attack_is_not_run_again(update, capsys, monkeypatch):
     assert capsys.readouterr().out in first
 
 
+def test_the_same_update_under_another_path_is_the_same_attack(update, capsys):
+    assert main([*INVERT, "--out", "inverted"]) == 0
+    Path("elsewhere").mkdir()
+    shutil.copy(update, "elsewhere/other.safetensors")
+    moved = [word.replace("u.safetensors", "elsewhere/other.safetensors") for word in INVERT]
+    assert main([*moved, "--weights", "w.safetensors", "--out", "inverted"]) == 0
+    assert main([*OBSERVE[:-1], "elsewhere/other.safetensors", "--hide-labels"]) == 0
+    assert main([*moved, "--out", "inverted"]) == 2
+    assert "got --update elsewhere/other.safetensors instead of u" in capsys.readouterr().err
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_continues(update, capsys, monkeypatch):
     whole = [*INVERT, "--out", "whole"]
     assert main(whole) == 0
@@ -207,16 +244,21 @@ def lose_layer(tensors, header):
         (None, ["--model", "tiny_net:plain"], "parameter 1.bias has shape (4,) instead of (3,)"),
         (None, ["--attack", "gi-z"], "expected a prior for gi-z, got none"),
         (None, ["--attack", "gi-x+bn"], "observe the update with --reveal-bn exact"),
-        (None, ["--attack", "r-gap"], "an update of one image for r-gap, got 2; use --batch-size"),
+        (None, ["--attack", "r-gap"], "got 2; observe the update with --batch-size 1, or attack"),
+        (None, ["--attack", "gi-z", "--prior", "large"],
+         "observe the update with --image-size 64 and --channels 1, or train"),
         (None, ["--weights", "u.safetensors"], "expected model weights at u.safetensors"),
         (None, ["--restarts", "0"], "--restarts of at least 1"),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_is_one_line(change, arguments, message, update, capsys):
     if change is not None:
         rewritten(change)
+    if "large" in arguments:
+        large = DCGAN(image_size=64, channels=1, base_channels=4, latent_dim=8)
+        save_generator(large.eval(), Path("large"), {"data": "nothing"})
     capsys.readouterr()
-    assert main([*INVERT, *arguments, "--out", "inverted"]) == 2
+    assert main([*changed(INVERT, arguments), "--out", "inverted"]) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert message in errors
@@ -244,7 +286,7 @@ def test_labels_that_dlg_searches_are_reported_as_recovered_ones(capsys):
     assert main([*observe, "--hide-labels"]) == 0
     arguments = ["--model", "tiny_net:headless", "--attack", "dlg", "--out", "inverted"]
     capsys.readouterr()
-    assert main([*INVERT, *arguments]) == 0
+    assert main(changed(INVERT, arguments)) == 0
     found = json.loads(Path("inverted/invert.json").read_text())["label_recovery"]
     labels = " ".join(map(str, found["labels"]))
     printed = capsys.readouterr().out
@@ -276,7 +318,7 @@ def test_the_embedded_prior_can_be_named(update, capsys, monkeypatch):
 
     monkeypatch.setattr("gradinv.audit.setup.embedded_prior", stand_in)
     arguments = ["--attack", "gi-z", "--prior", "embedded", "--restarts", "1", "--out", "i"]
-    assert main([*INVERT, *arguments]) == 0
+    assert main(changed(INVERT, arguments)) == 0
     assert called == [1]
 
 

@@ -1,9 +1,20 @@
 import dataclasses
+import shlex
 
 import pytest
 
 from gradinv.audit.plan import AuditConfig
-from gradinv.cli.options import Audit, Invert, Observe, Prior, PriorShow, PriorTrain, Report, parse
+from gradinv.cli.options import (
+    Audit,
+    Invert,
+    Observe,
+    Prior,
+    PriorShow,
+    PriorTrain,
+    Report,
+    Watch,
+    parse,
+)
 from gradinv.errors import ConfigError
 from gradinv.priors.training import TrainingConfig
 
@@ -86,3 +97,38 @@ def test_training_defaults_are_those_of_the_library():
         if setting.name not in {"ema", "precision"}:
             option = renamed.get(setting.name, setting.name)
             assert getattr(own, option) == setting.default, option
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("observe --out u --defense none --defense clip:1", "expected --defense once, got 2 times"),
+        ("observe --out u --batch_size 2 --batch-size=3", "expected --batch-size once, got 2"),
+        ("invert u --attack gi-x --attack gi-z --attack dlg", "expected --attack once, got 3"),
+        ("learn-prior u --out p --defense none --defense none", "expected --defense once"),
+        ("prior train d --out p --seed 1 --seed 2", "expected --seed once"),
+        ("audit --attack gi-x --attack gi-z --seed 1 --seed 2", "expected --seed once"),
+        ("watch --watched a --watched b --attack gi-z", "expected --watched once"),
+        ("audit --json --json", "expected --json once"),
+    ],
+)
+def test_an_option_of_one_value_is_given_once(arguments, said):
+    with pytest.raises(ConfigError) as error:
+        parse(arguments.split())
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("command", ["audit", "watch --watched a"])
+def test_attacks_and_defences_of_an_audit_may_be_repeated(command):
+    given = "--attack gi-x --attack gi-z --defense none --defense=clip:1 --seed 1"
+    options = parse([*command.split(), *given.split()])
+    assert isinstance(options, Audit | Watch)
+    assert options.config.attack == ("gi-x", "gi-z")
+    assert options.config.defense == ("none", "clip:1")
+
+
+def test_no_more_rounds_are_watched_than_there_are():
+    with pytest.raises(ConfigError, match="--rounds-watched of at most --rounds, got 5 of 1"):
+        parse(shlex.split("learn-prior --simulate d --out p --rounds 1 --rounds-watched 5"))
+    # A folder of updates says itself how many rounds it holds.
+    assert parse(shlex.split("learn-prior u --out p --rounds 1 --rounds-watched 5"))

@@ -1,9 +1,11 @@
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from gradinv.cli import main
 from gradinv.cli import watch as module
@@ -35,6 +37,30 @@ def test_leakage_is_audited_after_every_round(capsys):
         for n in range(3)
     ]
     assert "<circle" in Path("w/leakage.svg").read_text()
+
+
+def test_what_a_reader_must_know_is_in_the_file_and_below_the_table(capsys):
+    assert main(WATCH) == 0
+    printed = capsys.readouterr().out
+    notes = read_json(Path("w/watch.json"))["notes"]
+    assert len(notes) == 2
+    assert notes[0].startswith("Left out: gi-x, which uses no prior")
+    assert "come from the same folder" in notes[1]
+    assert all(note in printed for note in notes)
+    assert read_json(Path("w/watch.json"))["start"] == "untrained"
+
+
+def test_the_learning_starts_from_a_prior_that_is_given(capsys):
+    shutil.copytree("images", "others")
+    words = shlex.join(WATCH).replace("--watched images", "--watched others")
+    words = words.replace(" --attack gi-x", "").replace("--rounds 2", "--rounds 1")
+    assert main([*shlex.split(words), "--prior", "prior"]) == 0
+    first, given = (load_generator(Path(f)).state_dict() for f in ("w/round-0/prior", "prior"))
+    assert all(torch.equal(first[name], given[name]) for name in given)
+    watched = read_json(Path("w/watch.json"))
+    assert (watched["start"], watched["notes"]) == ("prior", [])
+    assert main(shlex.split(words)) == 2
+    assert "got other prior" in capsys.readouterr().err
 
 
 def test_every_part_of_the_work_has_its_bar(monkeypatch):
@@ -131,6 +157,8 @@ def test_ctrl_c_between_two_parts_of_the_work(part, capsys, monkeypatch):
         (("--attack gi-z --attack gi-x", "--attack gi-x"), "that uses a prior, got gi-x; watch"),
         (("--out w", "--out w --image-size 8"), "at least 11 pixels, the window of SSIM, got 8"),
         (("--defense none", "--defense none --defense noise:1"), "one defence, got none, noise:1"),
+        (("--out w", "--out w --prior nowhere"), "expected a prior's folder"),
+        (("--channels 1", "--channels 3 --prior prior"), "got one of 32x32 pixels in 1 channel"),
     ],
 )
 def test_what_cannot_be_watched(change, said, capsys):

@@ -137,11 +137,33 @@ class TestRefused:
         with pytest.raises(StorageError, match=r"SqueezeNet 1\.1 weights .* No such file.*; check"):
             Lpips(tmp_path / "no.npz")
 
-    @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 but no archive"])
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"text", b"PK\x03\x04 but no archive", b"<html>", bytes(99), b"\x93NUMPY", b"PK"],
+    )
     def test_other_content(self, tmp_path, content):
         path = tmp_path / "x.npz"
         path.write_bytes(content)
-        with pytest.raises(StorageError, match=r"expected SqueezeNet 1\.1 weights as an npz"):
+        with pytest.raises(
+            StorageError, match=r"1\.1 weights as an npz .*truncated or foreign"
+        ) as e:
+            Lpips(path)
+        assert "pickle" not in str(e.value)
+
+    def test_truncated(self, tmp_path, arrays):
+        path = tmp_path / "x.npz"
+        save(path, arrays)
+        whole = path.read_bytes()
+        for size in (5, len(whole) // 2, len(whole) - 5):
+            path.write_bytes(whole[:size])
+            with pytest.raises(StorageError, match="truncated or foreign") as error:
+                Lpips(path)
+            assert "pickle" not in str(error.value)
+
+    def test_pickle(self, tmp_path):
+        path = tmp_path / "x.npz"
+        path.write_bytes(b"\x80\x04]\x94(K\x01K\x02e.")
+        with pytest.raises(StorageError, match="got a pickle; gradinv never unpickles"):
             Lpips(path)
 
     def test_single_array(self, tmp_path):

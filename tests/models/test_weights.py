@@ -11,6 +11,7 @@ from torch import nn
 from gradinv.errors import ModelError, StorageError
 from gradinv.files import save_tensors
 from gradinv.models.convnet import ConvNet
+from gradinv.models.resnet import ResNet18
 from gradinv.models.weights import fingerprint, load_weights, save_weights
 
 
@@ -61,6 +62,20 @@ def test_every_problem_is_listed_and_the_model_is_left_alone(tmp_path):
     ):
         assert problem in message
     assert fingerprint(model) == before
+
+
+def test_weights_of_another_network_are_told_in_one_line(tmp_path):
+    other = ResNet18(5, 1)
+    model = make()
+    save_weights(other, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError) as caught:
+        load_weights(model, tmp_path / "w.safetensors")
+    message = str(caught.value)
+    assert len(message) < 900
+    ours, theirs = set(model.state_dict()), set(other.state_dict())
+    for problem, names in (("missing", ours - theirs), ("unexpected", theirs - ours)):
+        assert message.count(f" is {problem}") == 3
+        assert f" is {problem}; and {len(names) - 3} more like that" in message
 
 
 def test_another_kind_of_file(tmp_path):

@@ -76,8 +76,16 @@ class Peeled:
         )
 
 
-def require_peelable(observation: Observation, model: nn.Module, name: str = "r-gap") -> None:
+def require_peelable(
+    observation: Observation, model: nn.Module, name: str = "r-gap", *, how: str = "use"
+) -> None:
     """Checks that the closed form fits the update and the network.
+
+    Args:
+        observation: the update.
+        model: the network.
+        name: of the attack, for errors.
+        how: what to do with the options that make another update, for errors.
 
     Raises:
         AttackError: more than one image, more than one local step, a layer without a gradient, or a
@@ -85,13 +93,13 @@ def require_peelable(observation: Observation, model: nn.Module, name: str = "r-
     """
     if observation.batch_size != 1:
         raise AttackError(
-            f"expected an update of one image for {name}, got {observation.batch_size}; use "
+            f"expected an update of one image for {name}, got {observation.batch_size}; {how} "
             "--batch-size 1, or attack with gi-x or gi-z/w, which take any batch"
         )
     protocol = observation.protocol
     if isinstance(protocol, FedAvg) and (steps := protocol.steps(observation.batch_size)) > 1:
         raise AttackError(
-            f"expected a single gradient for {name}, got an update of {steps} local steps; use "
+            f"expected a single gradient for {name}, got an update of {steps} local steps; {how} "
             "--protocol fedsgd or --local-epochs 1, or attack with gi-x, which simulates the steps"
         )
     frozen = [

@@ -112,11 +112,12 @@ class Checkpoint:
             StorageError: missing, a pickle, truncated or foreign.
             AttackError: a file of gradinv, but no checkpoint of an attack.
         """
-        tensors, header = load_tensors(path, what="an attack's checkpoint")
+        mend = f"delete {path}: the attack then begins anew"
+        tensors, header = load_tensors(path, what="an attack's checkpoint", mend=mend)
         if header.get("kind") != "checkpoint":
             raise AttackError(
                 f"expected an attack's checkpoint at {path}, got {header.get('kind', 'no kind')!r} "
-                "in its header; check the path"
+                f"in its header; {mend}"
             )
         return cls(tensors, header)
 

@@ -31,7 +31,7 @@ from gradinv.data import ClientBatch
 from gradinv.evaluation.evaluate import Evaluation, evaluate, label_accuracy
 from gradinv.evaluation.lpips import Lpips
 from gradinv.evaluation.metrics import psnr
-from gradinv.federated import Defense, Observation, Protocol, Reveal, observe
+from gradinv.federated import Defense, Observation, Protocol, Reveal, observe, trainable
 from gradinv.priors import Generator
 
 CHECKPOINT_SECONDS = 30.0
@@ -85,8 +85,11 @@ def observe_cell(
         reveal: what else the server gets to know.
         seed: of the order of local steps, of the defence's noise, and of dropout in train mode.
         model_info: free text about the network.
+
+    Raises:
+        ModelError: the network has nothing to train, or as :func:`observe` raises it.
     """
-    device = next(model.parameters()).device
+    device = next(iter(trainable(model).values())).device
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         # Dropout, if the network has some, draws from the global source.
         torch.manual_seed(seed)

@@ -19,8 +19,9 @@ from gradinv.seeds import require_seed
 DEFAULT_ATTACKS = ("gi-x", "gi-z/w")
 DEFAULT_DEFENSES = ("sparsify:0.95",)
 
-# Settings that say where and how fast, not what: they may differ when an audit is continued.
-NOT_IDENTITY = ("out", "workers")
+# Settings that say where and how fast, not what: they may differ when an audit is continued. What
+# follows from other settings and inputs is not compared beside them.
+NOT_IDENTITY = ("out", "workers", "batch_norm_layers", "budget")
 
 
 def _hint(default: str, metavar: str) -> Any:

@@ -102,6 +102,8 @@ def run_audit(
     store.claim(setup.identity())
     cells = cells_of(config)
     finished = [cell for cell in cells if store.is_finished(cell)]
+    for cell in finished:
+        store.require_whole(cell)
     left = sorted(
         (cell for cell in cells if cell not in finished),
         # Long ones first: a long one that starts last keeps one core busy and the others idle.

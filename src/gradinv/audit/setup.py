@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradinv.attacks import AnalyticAttack, Attack, preset, rank_analysis
 from gradinv.attacks.ranks import rank_sentence
+from gradinv.audit.budget import budget_note, budgets
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.protocol import local_training_note, protocol_of, reveal_of
 from gradinv.data import ClientBatch, ImageSet, load_images
@@ -24,8 +25,8 @@ from gradinv.errors import AttackError, ConfigError, DataError, PriorError
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.lpips import Lpips
 from gradinv.evaluation.metrics import SSIM_WINDOW
-from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense
-from gradinv.models import build_model, fingerprint, load_weights
+from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense, trainable
+from gradinv.models import batch_norm_layers, build_model, fingerprint, load_weights
 from gradinv.priors import Generator, embedded_prior, load_generator
 
 # What --prior takes in place of a folder.
@@ -112,12 +113,18 @@ class Setup:
     def identity(self) -> dict[str, Any]:
         """Returns what the results depend on: settings, versions and fingerprints of the inputs.
 
-        The device is the one that is used, so ``auto`` on another machine is noticed.
+        The device is the one that is used, so ``auto`` on another machine is noticed. What follows
+        from other settings and inputs stands beside them for whoever reads the results.
         """
         prior = self.server.prior
         known = versions()
         return {
-            "settings": {**self.config.settings(), "device": self.device.type},
+            "settings": {
+                **self.config.settings(),
+                "device": self.device.type,
+                "batch_norm_layers": len(batch_norm_layers(self.model)),
+                "budget": budgets(self.server.attacks),
+            },
             "versions": {name: known[name] for name in ("gradinv", "torch")},
             "inputs": {
                 "images": fingerprint_batches(self.client.batches),
@@ -142,11 +149,14 @@ class Setup:
             "running": "the running batch-norm statistics",
             "exact": "the exact batch-norm statistics of the batch",
         }
+        norm = f"batch norm in {self.config.mode} mode"
+        if not batch_norm_layers(self.model):
+            norm = "the network has no batch norm"
         notes = [
             RESPONSIBLE_USE,
             "Threat model: an honest-but-curious server that knows the network, "
             f"{'the labels and ' if self.reveal.labels else ''}the defence, and "
-            f"{seen[self.config.reveal_bn]}; batch norm in {self.config.mode} mode.",
+            f"{seen[self.config.reveal_bn]}; {norm}.",
         ]
         if not self.reveal.labels:
             notes.append(
@@ -162,6 +172,8 @@ class Setup:
             notes.append(
                 "LPIPS is absent: its SqueezeNet weights were not given (--lpips-weights FILE)."
             )
+        if (budget := budget_note(budgets(self.server.attacks))) is not None:
+            notes.append(budget)
         if self.config.batches == 1:
             notes.append("No confidence interval: it needs at least 2 batches.")
         if self.config.seconds is not None:
@@ -207,13 +219,14 @@ def load_model(
     """Returns the network with its weights, in the given mode, on the device.
 
     Raises:
-        ModelError: it cannot be built, or the weights do not fit.
+        ModelError: it cannot be built, has nothing to train, or the weights do not fit.
         StorageError: the weights cannot be read.
     """
     channels, _, image_size = image_shape
     model = build_model(
         spec, num_classes=num_classes, channels=channels, image_size=image_size, seed=seed
     )
+    trainable(model)
     if weights is not None:
         load_weights(model, Path(weights))
     return model.to(device).train(mode == "train")
@@ -380,8 +393,15 @@ def load_prior(path: str | None, *, device: torch.device, embedded: bool) -> Gen
     return load_generator(Path(path)).to(device)
 
 
-def check_prior_fits(prior: Generator, image_shape: tuple[int, int, int]) -> None:
+def check_prior_fits(
+    prior: Generator, image_shape: tuple[int, int, int], *, how: str = "set"
+) -> None:
     """Checks that the prior makes images of the client's size and channels.
+
+    Args:
+        prior: the server's generator.
+        image_shape: (channel, height, width) of the client's images.
+        how: what to do with the options that make images of another size.
 
     Raises:
         PriorError: it does not.
@@ -389,8 +409,9 @@ def check_prior_fits(prior: Generator, image_shape: tuple[int, int, int]) -> Non
     if tuple(prior.image_shape) != tuple(image_shape):
         raise PriorError(
             f"expected a prior of {_shape(image_shape)}, got one of {_shape(prior.image_shape)}; "
-            f"set --image-size and --channels to the prior's or train one with 'gradinv prior "
-            f"train --image-size {image_shape[1]} --channels {image_shape[0]}'"
+            f"{how} --image-size {prior.image_shape[1]} and --channels {prior.image_shape[0]}, or "
+            f"train one with 'gradinv prior train --image-size {image_shape[1]} --channels "
+            f"{image_shape[0]}'"
         )
 
 

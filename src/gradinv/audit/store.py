@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradinv.audit.plan import NOT_IDENTITY, Cell, option
 from gradinv.errors import ConfigError, StorageError
-from gradinv.files import ensure_writable_folder, read_json, save_tensors, write_json
+from gradinv.files import ensure_writable_folder, load_tensors, read_json, save_tensors, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,13 @@ class RunStore:
             StorageError: the file is missing, no JSON, or the row of another cell.
         """
         path = self.json_path(cell)
-        row = read_json(path)
+        try:
+            row = read_json(path)
+        except StorageError as error:
+            raise StorageError(
+                f"expected the row of {cell.slug} in {path}, got no JSON ({error.__cause__}); "
+                f"{self._mend(cell)}"
+            ) from error
         found = (
             tuple(row.get(key) for key in ("attack", "defense", "batch"))
             if isinstance(row, dict)
@@ -112,10 +118,35 @@ class RunStore:
         )
         if found != (cell.attack, cell.defense, cell.batch):
             raise StorageError(
-                f"expected the row of {cell.slug} in {path}, got {found}; "
-                "delete the file and run the audit again"
+                f"expected the row of {cell.slug} in {path}, got {found}; {self._mend(cell)}"
+            )
+        if not isinstance(row.get("images"), list):
+            raise StorageError(
+                f"expected the row of {cell.slug} in {path}, got one without images; "
+                f"{self._mend(cell)}"
             )
         return row
+
+    def require_whole(self, cell: Cell) -> None:
+        """Checks that a finished cell can be read, before hours are spent on the others.
+
+        Raises:
+            StorageError: it cannot; the files to delete are named.
+        """
+        self.load_row(cell)
+        path, mend = self.tensors_path(cell), self._mend(cell)
+        _, header = load_tensors(path, what="the pictures of a cell", mend=mend)
+        if (header.get("kind"), header.get("schema")) != ("cell", SCHEMA):
+            raise StorageError(
+                f"expected the pictures of {cell.slug} in {path}, got kind "
+                f"{header.get('kind')!r}, schema {header.get('schema')!r}; {mend}"
+            )
+
+    def _mend(self, cell: Cell) -> str:
+        return (
+            f"delete {self.json_path(cell)} and {self.tensors_path(cell)} and run the same "
+            "audit again: it attacks that batch again and no other"
+        )
 
     def write_audit(self, audit: Mapping[str, Any]) -> Path:
         """Writes ``audit.json`` and returns its path.
@@ -135,12 +166,19 @@ def _differences(stored: Any, identity: Mapping[str, Any]) -> list[str]:
     """Returns one phrase for each thing that decides the results and is not the same."""
     if not isinstance(stored, dict) or stored.get("schema") != SCHEMA:
         return [f"a config.json that is not one of schema {SCHEMA}"]
+    before, now = stored.get("inputs", {}), identity["inputs"]
+    # A file may be named by another path, as long as its content is the same.
+    same = [
+        setting
+        for setting, name in _CONTENT.items()
+        if name in before and name in now and before[name] == now[name]
+    ]
     for part, words in _PARTS:
         old, new = stored.get(part, {}), identity[part]
         found = [
             words(key, new.get(key), old.get(key))
             for key in (*new, *(key for key in old if key not in new))
-            if key not in NOT_IDENTITY and new.get(key) != old.get(key)
+            if key not in NOT_IDENTITY and key not in same and new.get(key) != old.get(key)
         ]
         if found:
             # Other settings make other inputs: the first part that differs says why.
@@ -159,6 +197,9 @@ def _version_words(key: str, new: Any, old: Any) -> str:
 def _input_words(key: str, new: Any, old: Any) -> str:
     return f"other {key} (fingerprint {_shown(new)} instead of {_shown(old)})"
 
+
+# Settings that are paths, and the input whose fingerprint is that of the content.
+_CONTENT = {"update": "update", "weights": "model", "prior": "prior"}
 
 _PARTS = (
     ("settings", _setting_words),

@@ -1,13 +1,13 @@
 """Leakage over rounds: how much better a server rebuilds images the longer it watches.
 
-Before the first round the server has an untrained generator. After each round it goes on learning
-from all updates that it has seen so far, with outer steps in proportion to them, so that every
-update is visited as often; what it has learned then attacks updates of other clients. These are
-made with the network of the first round throughout, so that nothing but the prior differs between
-two rounds.
+Before the first round the server has an untrained generator, or a prior of its own. After each
+round it goes on learning from all updates that it has seen so far, with outer steps in proportion
+to them, so that every update is visited as often; what it has learned then attacks updates of other
+clients. These are made with the network of the first round throughout, so that nothing but the
+prior differs between two rounds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,14 @@ from gradinv.attacks import preset
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.protocol import protocol_of, reveal_of
 from gradinv.audit.runner import Monitor, one_thread, run_audit
-from gradinv.audit.setup import images_and_network, model_info, require_scorable, resolve_device
+from gradinv.audit.setup import (
+    check_prior_fits,
+    images_and_network,
+    load_prior,
+    model_info,
+    require_scorable,
+    resolve_device,
+)
 from gradinv.errors import ConfigError
 from gradinv.federated import Federation, parse_defense, simulate
 from gradinv.files import ensure_writable_folder, write_json
@@ -88,13 +95,15 @@ def watch(
     Args:
         config: the audit; its one defence is also that of the clients that are watched.
         watcher: who is watched.
-        start: makes the generator that the server begins with, from the shape of the images.
+        start: makes the untrained generator that the server begins with, from the shape of the
+            images; the prior of ``config`` takes its place where one is named.
         folder: where everything goes.
         monitor: hears about the work.
 
     Returns:
         The content of ``watch.json``: under ``rounds`` one row for each number of rounds watched
-        and each attack, with the number of updates seen and the values of the audit's summary.
+        and each attack, with the number of updates seen and the values of the audit's summary;
+        under ``notes`` what a reader of them must know, a sentence each.
 
     Raises:
         ConfigError: no attack that uses a prior, not exactly one defence, or images too small to
@@ -112,9 +121,12 @@ def watch(
             f"expected one defence, got {', '.join(config.defense)}; watch one at a time"
         )
     require_scorable(config.image_size)
-    folder = ensure_writable_folder(Path(folder))
     device = resolve_device(config.device)
+    own = load_prior(config.prior, device=torch.device("cpu"), embedded=False)
     images, model = images_and_network(config, watcher.images)
+    if own is not None:
+        check_prior_fits(own, images.image_shape)
+    folder = ensure_writable_folder(Path(folder))
     with one_thread(), monitor.simulating() as callback:
         simulate(
             model,
@@ -128,7 +140,7 @@ def watch(
             callback=callback,
         )
     prior = folder / "round-0" / "prior"
-    save_generator(start(images.image_shape), prior, {"state": "start", "updates": 0})
+    save_generator(own or start(images.image_shape), prior, {"state": "start", "updates": 0})
     rows: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
     for rounds in range(watcher.federation.rounds + 1):
@@ -140,12 +152,35 @@ def watch(
                 prior.parent / "audit",
                 monitor=heard,
             )
-        own = {"rounds": rounds, "updates": rounds * watcher.federation.clients}
-        rows += [{**own, **{name: row[name] for name in _KEPT}} for row in audit["summary"]]
+        seen = {"rounds": rounds, "updates": rounds * watcher.federation.clients}
+        rows += [{**seen, **{name: row[name] for name in _KEPT}} for row in audit["summary"]]
         settings = audit["config"]
-    watched = {"schema": 1, "config": settings, "rounds": rows}
+    watched = {
+        "schema": 1,
+        "start": "untrained" if config.prior is None else Path(config.prior).name,
+        "config": settings,
+        "notes": _notes(config, watcher, attacks),
+        "rounds": rows,
+    }
     write_json(folder / RECORD, watched)
     return watched
+
+
+def _notes(config: AuditConfig, watcher: Watcher, attacks: Sequence[str]) -> list[str]:
+    """Returns what a reader of the curve must know."""
+    notes = []
+    left_out = [name for name in config.attack if name not in attacks]
+    if left_out:
+        which = "which uses no prior" if len(left_out) == 1 else "which use no prior"
+        notes.append(
+            f"Left out: {', '.join(left_out)}, {which}; watching changes nothing for them."
+        )
+    if config.data is not None and Path(config.data).resolve() == Path(watcher.images).resolve():
+        notes.append(
+            "The images that were watched and those that were attacked come from the same folder "
+            "and may be the same ones: the curve may show what was seen, not what was learned."
+        )
+    return notes
 
 
 def _learn(

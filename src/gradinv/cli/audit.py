@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from gradinv.audit.budget import budget_note
 from gradinv.audit.runner import AuditStopped, run_audit
 from gradinv.cli.options import Audit, Report
 from gradinv.cli.progress import AuditProgress
@@ -34,6 +35,8 @@ def audit(options: Audit) -> None:
     console = report_console()
     console.print(terminal_table(result))
     print_paragraph(console, verdict_line(result))
+    if (budget := budget_note(result["config"]["budget"])) is not None:
+        print_paragraph(console, budget)
     print_line(console, f"{folder / 'audit.json'} and {report}")
 
 

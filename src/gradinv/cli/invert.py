@@ -38,6 +38,8 @@ from gradinv.models import fingerprint
 from gradinv.priors import Generator
 
 RESULT = "invert.json"
+# The options that make another update are not this command's.
+_OBSERVE = "observe the update with"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ def _prepare(options: Invert) -> _Task:
         options.attack,
         attack,
         known=observation.bn_statistics is not None,
-        how="observe the update with",
+        how=_OBSERVE,
     )
     device = resolve_device(options.device)
     model = load_model(
@@ -110,12 +112,12 @@ def _prepare(options: Invert) -> _Task:
     prior = load_prior(options.prior, device=device, embedded=False)
     require_prior(options.attack, attack, prior)
     if prior is not None:
-        check_prior_fits(prior, observation.image_shape)
+        check_prior_fits(prior, observation.image_shape, how=_OBSERVE)
     if observation.labels is None and attack.needs_labels:
         # Tells now, before a folder is made, that there is no layer to read them from.
         recover_labels(observation, model)
     if isinstance(attack, AnalyticAttack):
-        require_peelable(observation, model, options.attack)
+        require_peelable(observation, model, options.attack, how=_OBSERVE)
     settings = {**dataclasses.asdict(options), "device": device.type}
     known = versions()
     identity = {

@@ -20,6 +20,12 @@ def observe_update(options: Observe) -> None:
     """
     if options.batch < 0:
         raise ConfigError(f"expected --batch of at least 0, got {options.batch}; count from 0")
+    weights = options.save_weights
+    if weights is not None and Path(weights).resolve() == Path(options.out).resolve():
+        raise ConfigError(
+            f"expected another file for --save-weights than for --out, got {weights} for both; "
+            "the weights would take the update's place: name another"
+        )
     config = AuditConfig(
         data=options.data,
         image_size=options.image_size,
@@ -54,6 +60,6 @@ def observe_update(options: Observe) -> None:
             model_info=model_info(config),
         )
     observation.save(Path(options.out))
-    if options.save_weights is not None:
-        save_weights(model, Path(options.save_weights))
-    print(options.out if options.save_weights is None else f"{options.out} {options.save_weights}")
+    if weights is not None:
+        save_weights(model, Path(weights))
+    print(options.out if weights is None else f"{options.out} {weights}")

@@ -1,7 +1,8 @@
 """The commands and their options as values; tyro makes the command line from them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -15,7 +16,8 @@ from tyro.conf import (
     subcommand,
 )
 
-from gradinv.audit.plan import AuditConfig
+from gradinv.audit.plan import AuditConfig, option
+from gradinv.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 RevealBn = Literal["none", "running", "exact"]
@@ -285,14 +287,23 @@ class LearnPrior:
     device: Device = "auto"
     """Where to compute; auto takes a CUDA device if there is one."""
 
+    def __post_init__(self) -> None:
+        watched = self.rounds_watched
+        if self.simulate is not None and watched is not None and watched > self.rounds:
+            raise ConfigError(
+                f"expected --rounds-watched of at most --rounds, got {watched} of {self.rounds}; "
+                "lower it, or simulate more rounds"
+            )
+
 
 @dataclass(frozen=True)
 class Watch:
     """Audit what a server rebuilds the longer it watches: leakage over rounds.
 
     After every round the server goes on learning a prior from all updates that it has seen, and
-    attacks updates of other clients with it. Writes watch.json, leakage.svg, and a prior and an
-    audit for every number of rounds. The same command with the same --out continues.
+    attacks updates of other clients with it; the learning starts from --prior, from an untrained
+    generator without it. Writes watch.json, leakage.svg, and a prior and an audit for every number
+    of rounds. The same command with the same --out continues.
     """
 
     watched: Annotated[str, arg(metavar="PATH")]
@@ -307,9 +318,9 @@ class Watch:
     steps: int = 200
     """Outer steps of learning for each round watched: twice as many after two as after one."""
     base_channels: int = 48
-    """Width of the generator."""
+    """Width of the untrained generator."""
     latent: int = 128
-    """Length of the generator's latent vector z."""
+    """Length of the untrained generator's latent vector z."""
 
 
 @dataclass(frozen=True)
@@ -345,12 +356,43 @@ def parse(arguments: Sequence[str]) -> AnyCommand:
 
     Raises:
         SystemExit: after ``--help`` (0) and after wrong usage (2).
-        ConfigError: a setting that has no meaning.
+        ConfigError: a setting that has no meaning, or one of a single value that is given twice.
     """
-    return tyro.cli(
+    options: AnyCommand = tyro.cli(
         Command,  # type: ignore[arg-type]
         args=list(arguments),
         prog="gradinv",
         description=_DESCRIPTION,
         config=(UseAppendAction, FlagCreatePairsOff),
     )
+    _require_once(options, arguments)
+    return options
+
+
+def _require_once(options: AnyCommand, arguments: Sequence[str]) -> None:
+    """Refuses the repetition of an option whose last value alone would count.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    given = Counter(
+        option(word.split("=", 1)[0].removeprefix("--"))
+        for word in arguments
+        if word.startswith("--")
+    )
+    repeatable = {option(name) for name, value in _values(options) if isinstance(value, tuple)}
+    for name, times in given.items():
+        if times > 1 and name not in repeatable:
+            raise ConfigError(
+                f"expected {name} once, got {times} times; only the last one would count: "
+                "leave the others out"
+            )
+
+
+def _values(options: Any) -> Iterator[tuple[str, Any]]:
+    """Yields every option and its value, those of nested values too."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        yield field.name, value
+        if is_dataclass(value):
+            yield from _values(value)

@@ -16,7 +16,7 @@ from gradinv.cli.learn_prior import show_learning, show_simulation, untrained
 from gradinv.cli.options import Watch
 from gradinv.cli.progress import AuditProgress, WorkProgress
 from gradinv.cli.stopping import Stopped, run_folder, stop_if
-from gradinv.cli.text import print_line, report_console
+from gradinv.cli.text import print_line, print_paragraph, report_console
 from gradinv.federated import Federation
 from gradinv.metalearning import LearningConfig, LearningProgress
 from gradinv.report.curve import write_curve
@@ -95,6 +95,8 @@ def watch_rounds(options: Watch) -> None:
             raise Stopped("--out", str(folder)) from stopped
     out = report_console()
     out.print(_table(found["rounds"]))
+    for note in found["notes"]:
+        print_paragraph(out, note)
     first = found["rounds"][0]["attack"]
     write_curve(
         folder / "leakage.svg",

@@ -5,6 +5,7 @@ weights are not and come from a file that the user names.
 """
 
 import zipfile
+import zlib
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,23 @@ _FIRES = {
 _POOLS = (2, 5, 8)
 _TAPS = (1, 4, 7, 9, 10, 11, 12)  # the outputs that lpips calls relu1 ... relu7
 _SMALLEST = 17  # pixels that leave one after conv and three poolings, each halving
+
+
+# How files of arrays begin, many of them and one.
+_ARCHIVE, _ARRAY = b"PK\x03\x04", b"\x93NUMPY"
+_MEND = "save torchvision's squeezenet1_1 state_dict as arrays"
+
+
+def _require_arrays(start: bytes, expected: str) -> None:
+    """Refuses what numpy takes for a pickle because it does not know it."""
+    if start.startswith((_ARCHIVE, _ARRAY)):
+        return
+    if start.startswith(b"\x80"):
+        raise StorageError(
+            f"{expected}, got a pickle; gradinv never unpickles, because that runs the file's "
+            f"code: load it where you trust it and {_MEND}"
+        )
+    raise StorageError(f"{expected}, got a truncated or foreign file; {_MEND}")
 
 
 class _Fire(nn.Module):
@@ -88,12 +106,18 @@ class Lpips(nn.Module):
         try:
             # Opened here, because np.load leaves a broken archive's file open.
             with path.open("rb") as stream:
+                _require_arrays(stream.read(len(_ARRAY)), expected)
+                stream.seek(0)
                 file = np.load(stream, allow_pickle=False)
                 if not isinstance(file, np.lib.npyio.NpzFile):
-                    raise ValueError("a single array")
+                    raise StorageError(f"{expected}, got 'a single array'; check the path")
                 given = {name: file[name] for name in file.files if name.startswith("features.")}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except OSError as error:
             raise StorageError(f"{expected}, got '{error}'; check the path") from error
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise StorageError(
+                f"{expected}, got a truncated or foreign file ({error}); {_MEND}"
+            ) from error
         wanted = self.features.state_dict(prefix="features.")
         misfit = [
             name
@@ -102,8 +126,7 @@ class Lpips(nn.Module):
         ]
         if misfit:
             raise StorageError(
-                f"{expected}, got a file without {', '.join(misfit)} of the right shape; "
-                "save torchvision's squeezenet1_1 state_dict as arrays"
+                f"{expected}, got a file without {', '.join(misfit)} of the right shape; {_MEND}"
             )
         state = {
             name.removeprefix("features."): torch.from_numpy(given[name]).float() for name in wanted

@@ -1,6 +1,6 @@
 """The client's side: a batch becomes an update, and the update an observation without images."""
 
-from gradinv.federated.client import local_update, logits, loss_gradient
+from gradinv.federated.client import local_update, logits, loss_gradient, trainable
 from gradinv.federated.defenses import (
     Clip,
     Defense,
@@ -33,4 +33,5 @@ __all__ = [
     "observe",
     "parse_defense",
     "simulate",
+    "trainable",
 ]

@@ -1,12 +1,14 @@
 """The client's gradient and local training; the attacker recomputes both with these functions."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradinv.errors import ModelError
 from gradinv.federated.protocol import FedAvg, Order
@@ -38,8 +40,12 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the parameters that the client trains, by name, in the model's order."""
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the parameters that the client trains, by name, in the model's order.
+
+    Raises:
+        ModelError: there are none.
+    """
     parameters: dict[str, Tensor] = {
         name: value for name, value in model.named_parameters() if value.requires_grad
     }
@@ -77,7 +83,7 @@ def loss_gradient(
     Raises:
         ModelError: no parameter is trainable, or the logits carry no gradient at all.
     """
-    return _gradient(model, images, labels, _trainable(model), None, create_graph=create_graph)
+    return _gradient(model, images, labels, trainable(model), None, create_graph=create_graph)
 
 
 def local_update(
@@ -111,7 +117,7 @@ def local_update(
     Raises:
         ModelError: no parameter is trainable, or the logits carry no gradient at all.
     """
-    start = _trainable(model)
+    start = trainable(model)
     weights, buffers, velocity = start, _buffers(model), None
     for step in order:
         chosen = torch.tensor(step, device=images.device)
@@ -144,7 +150,9 @@ def _gradient(
 ) -> dict[str, Tensor]:
     """Returns the gradient at ``weights``; these are the model's own where there are no buffers."""
     state = None if buffers is None else {**buffers, **weights}
-    with torch.enable_grad():
+    # The fused kernels of attention have no second derivative; products and a softmax have one.
+    kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
+    with torch.enable_grad(), kernel:
         loss = functional.cross_entropy(logits(model, images, state=state), labels)
     if loss.grad_fn is None:
         raise ModelError(

@@ -10,6 +10,7 @@ from gradinv.errors import ModelError
 from gradinv.files import load_tensors, save_tensors
 
 _SCHEMA = 1
+_NAMED = 3  # parameters of each kind of misfit that an error names
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -29,8 +30,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Raises:
         StorageError: the file is missing, a pickle or truncated.
-        ModelError: the file is no set of weights, or it does not fit: all names that are missing,
-            unexpected, of another shape or not finite are listed.
+        ModelError: the file is no set of weights, or it does not fit: the first names that are
+            missing, unexpected, of another shape or not finite are listed, and how many more.
     """
     stored, header = load_tensors(path, what="model weights", foreign=True)
     if header.get("kind", "weights") != "weights":
@@ -39,23 +40,33 @@ def load_weights(model: nn.Module, path: Path) -> None:
             "give a file that save_weights wrote, or a state_dict saved as safetensors"
         )
     own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in stored]
-    problems += [f"{name} is unexpected" for name in stored if name not in own]
-    for name, value in own.items():
-        if name not in stored:
-            continue
-        if stored[name].shape != value.shape:
-            problems.append(
-                f"{name} has shape {tuple(stored[name].shape)} instead of {tuple(value.shape)}"
-            )
-        elif not torch.isfinite(stored[name]).all():
-            problems.append(f"{name} holds NaN or infinity")
+    both = [(name, value, stored[name]) for name, value in own.items() if name in stored]
+    problems = [
+        *_first([f"{name} is missing" for name in own if name not in stored]),
+        *_first([f"{name} is unexpected" for name in stored if name not in own]),
+        *_first([
+            f"{name} has shape {tuple(theirs.shape)} instead of {tuple(value.shape)}"
+            for name, value, theirs in both
+            if theirs.shape != value.shape
+        ]),
+        *_first([
+            f"{name} holds NaN or infinity"
+            for name, value, theirs in both
+            if theirs.shape == value.shape and not torch.isfinite(theirs).all()
+        ]),
+    ]  # fmt: skip
     if problems:
         raise ModelError(
             f"expected the weights of this model at {path}, got {'; '.join(problems)}; "
             "build the model that the weights were saved from"
         )
     model.load_state_dict(stored)
+
+
+def _first(problems: list[str]) -> list[str]:
+    """Returns a few problems of one kind, and how many more there are."""
+    more = len(problems) - _NAMED
+    return [*problems[:_NAMED], *([f"and {more} more like that"] if more > 0 else [])]
 
 
 def fingerprint(model: nn.Module) -> str:

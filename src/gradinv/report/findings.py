@@ -81,6 +81,12 @@ def images_of(audit: Mapping[str, Any], row: Mapping[str, Any]) -> list[dict[str
     return [image for cell in cells_of(audit, row) for image in cell["images"]]
 
 
+def level_of(row: Mapping[str, Any]) -> str:
+    """Returns the level of a summary row, whatever its name; nothing where it has none."""
+    level = row.get("level")
+    return clean(level) if isinstance(level, str) else ""
+
+
 def strength(row: Mapping[str, Any]) -> tuple[int, Number]:
     """Orders attacks as :func:`gradinv.evaluation.verdict.worst` does: by level, then mean SSIM."""
     severity = LEVELS.index(row["level"]) if row.get("level") in LEVELS else -1
@@ -108,6 +114,33 @@ def decoys(audit: Mapping[str, Any]) -> tuple[int, int] | None:
         if isinstance(image.get("decoys"), int) and image["decoys"] > 0
     ]
     return (min(counts), max(counts)) if counts else None
+
+
+def budget(config: Mapping[str, Any]) -> str | None:
+    """Returns what part of the presets' steps the attacks did; None where the audit does not say.
+
+    Args:
+        config: the ``config`` of an audit.
+    """
+    stored = config.get("budget")
+    fractions = {
+        clean(name): fraction
+        for name, fraction in (stored.items() if isinstance(stored, Mapping) else ())
+        if is_number(fraction)
+    }
+    if not fractions:
+        return None
+    few = min(fractions.values()) < 1
+    first_look = ": a first look only" if few else ""
+    if len(set(fractions.values())) == 1:
+        part = _part(next(iter(fractions.values())))
+        return f"{part} of the preset’s steps{first_look}"
+    parts = ", ".join(f"{name} {_part(fraction)}" for name, fraction in fractions.items())
+    return f"{parts} of the presets’ steps{first_look}"
+
+
+def _part(fraction: Number) -> str:
+    return f"{100 * fraction:.3g}{NO_BREAK}%" if fraction != 1 else "all"
 
 
 def headline(row: Mapping[str, Any]) -> str | None:

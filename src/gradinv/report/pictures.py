@@ -60,16 +60,20 @@ def read_cell(path: Path) -> CellPictures:
     Raises:
         StorageError: missing, truncated, of another kind, or with tensors that do not fit together.
     """
-    tensors, header = load_tensors(path, what="the pictures of a cell")
+    mend = (
+        f"delete {path} and {path.with_suffix('.json').name} beside it and run the same audit "
+        "again: it attacks that batch again and no other"
+    )
+    tensors, header = load_tensors(path, what="the pictures of a cell", mend=mend)
     if header.get("kind") != "cell" or header.get("schema") != SCHEMA:
         raise StorageError(
             f"expected the pictures of a cell (kind 'cell', schema {SCHEMA}) in {path}, got kind "
-            f"{header.get('kind')!r}, schema {header.get('schema')!r}; {_MEND}"
+            f"{header.get('kind')!r}, schema {header.get('schema')!r}; {mend}"
         )
     problems = _problems(tensors, header)
     if problems:
         raise StorageError(
-            f"expected whole pictures of a cell in {path}, got {'; '.join(problems)}; {_MEND}"
+            f"expected whole pictures of a cell in {path}, got {'; '.join(problems)}; {mend}"
         )
     return CellPictures(
         original=tensors["original"],

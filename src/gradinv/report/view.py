@@ -6,6 +6,7 @@ beside them.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gradinv.report import findings
@@ -21,6 +22,7 @@ class SummaryLine:
     """One row of the summary table."""
 
     row: Mapping[str, Any]
+    level: str
     strongest: bool
     identified: str | None
     strip: Strip | None
@@ -52,6 +54,7 @@ class DefenseView:
     evidence: tuple[Evidence, ...]
     lines: tuple[SummaryLine, ...]
     galleries: tuple[Gallery, ...]
+    longest_part: int
     curves: tuple[Curves, ...]
 
 
@@ -124,6 +127,8 @@ def _facts(config: Mapping[str, Any], specs: Iterable[str]) -> tuple[tuple[str, 
     labels = {True: "known to the server", False: "unknown to the server"}
     images, labels_known = config.get("images"), config.get("labels_known")
     revealed = str(config.get("reveal_bn"))
+    without_norm, prior = config.get("batch_norm_layers") == 0, config.get("prior")
+    budget = findings.budget(config)
     side = config.get("image_size")
     name = images.get("name") if isinstance(images, Mapping) else config.get("data")
     return (
@@ -133,9 +138,11 @@ def _facts(config: Mapping[str, Any], specs: Iterable[str]) -> tuple[tuple[str, 
         ("Batches", plain(config.get("batches"))),
         ("Defence", ", ".join(clean(spec) for spec in specs) or plain(None)),
         ("Update", _update(config)),
-        ("Batch-norm mode", plain(config.get("mode"))),
+        ("Batch-norm mode", "no batch norm" if without_norm else plain(config.get("mode"))),
         ("Batch-norm statistics", statistics.get(revealed, plain(config.get("reveal_bn")))),
         ("Labels", labels[labels_known] if isinstance(labels_known, bool) else plain(None)),
+        ("Prior", Path(clean(prior)).name if prior else "none"),
+        *((("Budget", budget),) if budget else ()),
     )
 
 
@@ -177,6 +184,8 @@ def _defense_view(
         runner_up_identified=findings.identified(ranked[1]) if len(ranked) > 1 else None,
         evidence=evidence_of(findings.cells_of(audit, ranked[0]), cells),
         lines=tuple(lines[id(row)] for row in rows),
+        # A name breaks after its colons; the column of names is as wide as its longest part.
+        longest_part=max(len(part) for row in rows for part in clean(row["attack"]).split(":")) + 1,
         galleries=galleries_of([c for c in audit["cells"] if c["defense"] == spec], cells),
         curves=tuple(c for row in rows if (c := _curves(audit, cells, row))),
     )
@@ -203,6 +212,7 @@ def _summary_lines(
     return {
         id(row): SummaryLine(
             row=row,
+            level=findings.level_of(row),
             strongest=any(row is other for other in strongest),
             identified=findings.identified(row),
             strip=laid_out[0][index] if laid_out else None,
