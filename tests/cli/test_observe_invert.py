@@ -3,6 +3,7 @@ import os
 import shlex
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -307,6 +308,13 @@ def test_other_weights_are_noticed(update, capsys):
     assert main(OBSERVE) == 0
     assert main([*INVERT, "--weights", "w1.safetensors", "--out", "inverted"]) == 2
     assert "made with other weights" in capsys.readouterr().err
+
+
+def test_the_sum_of_several_clients_is_refused_before_a_folder_is_made(update, capsys):
+    replace(Observation.load(update), clients=5).save(update)
+    assert main([*INVERT, "--out", "inverted"]) == 2
+    assert "expected the update of one client, got the sum of those of 5" in capsys.readouterr().err
+    assert not Path("inverted").exists()
 
 
 def test_the_embedded_prior_can_be_named(update, capsys, monkeypatch):
