@@ -140,7 +140,7 @@ def test_the_attack_is_named_with_its_settings_as_in_an_audit(update, capsys):
     spec = "gi-x:tv=0.5"
     run_audit(config(attack=(spec,), defense=("noise:0.001",)), Path("run"))
     audit = json.loads(Path("run/audit.json").read_text())
-    assert main([*INVERT, "--attack", spec, "--out", "inverted"]) == 0
+    assert main(changed(INVERT, ["--attack", spec, "--out", "inverted"])) == 0
     result = json.loads(Path("inverted/invert.json").read_text())
     assert result["attack"] == audit["cells"][0]["attack"] == spec
     assert result["config"]["attacks"] == audit["config"]["attacks"]
