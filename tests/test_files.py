@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from gradinv.errors import StorageError
-from gradinv.files import HEADER_KEY, load_tensors, save_tensors
+from gradinv.files import HEADER_KEY, load_tensors, output_folder, save_tensors
 
 
 def test_round_trip(tmp_path):
@@ -32,3 +32,24 @@ def test_a_broken_header(tmp_path, content, message):
     save_file({"a": torch.arange(3)}, tmp_path / "a.safetensors", metadata={HEADER_KEY: content})
     with pytest.raises(StorageError, match=message):
         load_tensors(tmp_path / "a.safetensors", what="a test")
+
+
+def fail_in(folder, *, writing: bool) -> None:
+    with output_folder(folder) as path:
+        if writing:
+            (path / "checkpoint").touch()
+        raise KeyboardInterrupt
+
+
+def test_a_folder_of_results_goes_again_where_nothing_came_of_it(tmp_path):
+    for writing in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            fail_in(tmp_path / "new", writing=writing)
+        assert (tmp_path / "new").exists() == writing
+    (tmp_path / "old").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        fail_in(tmp_path / "old", writing=False)
+    assert (tmp_path / "old").exists()
+    with output_folder(tmp_path / "kept") as path:
+        pass
+    assert path.is_dir()

@@ -7,7 +7,8 @@ everywhere: loading one runs code.
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,25 @@ def ensure_writable_folder(path: Path) -> Path:
             f"expected a writable folder at {path}, got '{error.strerror or error}'; choose another"
         ) from error
     return path
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Makes a writable folder, and takes it away again if what follows fails before it wrote there.
+
+    Raises:
+        StorageError: it is a file, or cannot be made or written to.
+    """
+    path = Path(path)
+    existed = path.exists()
+    folder = ensure_writable_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        if not existed:
+            with suppress(OSError):  # not empty: what is there may be gone on from
+                folder.rmdir()
+        raise
 
 
 def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[str, Any]) -> None:

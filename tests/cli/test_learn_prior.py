@@ -122,6 +122,26 @@ def test_it_goes_on_from_a_prior_and_from_fewer_rounds(capsys):
     assert read_json(Path("more/card.json"))["start"] == "learned"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--start", "nowhere"], "expected a prior's folder with model.safetensors"),
+        (["--start", "prior", "--image-size", "64"], "set --image-size 32 and --channels 1, or"),
+    ],
+)
+def test_a_prior_to_start_from_is_looked_at_before_a_federation_is_simulated(
+    options, message, capsys
+):
+    assert main([*SIMULATE, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("learned").exists()
+
+
+def test_nothing_is_left_where_there_are_no_updates(capsys):
+    assert main(shlex.split("learn-prior nowhere --out learned")) == 2
+    assert not Path("learned").exists()
+
+
 def test_options_and_settings_have_the_same_defaults():
     assert module.config_of(LearnPrior(out="p")) == LearningConfig()
 

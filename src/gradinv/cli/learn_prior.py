@@ -13,14 +13,20 @@ import torch
 from rich.console import Console
 
 from gradinv.audit.runner import ignore_signals, interruption, one_thread
-from gradinv.audit.setup import client_images, load_model, load_prior, resolve_device
+from gradinv.audit.setup import (
+    check_prior_fits,
+    client_images,
+    load_model,
+    load_prior,
+    resolve_device,
+)
 from gradinv.cli.options import LearnPrior
 from gradinv.cli.progress import WorkProgress, left_words
 from gradinv.cli.stopping import stop_if
 from gradinv.cli.text import print_line
 from gradinv.errors import ConfigError
 from gradinv.federated import Federation, Reveal, parse_defense, simulate
-from gradinv.files import ensure_writable_folder, read_json
+from gradinv.files import output_folder, read_json
 from gradinv.metalearning import (
     PAPER,
     LearningConfig,
@@ -104,14 +110,13 @@ def learn(options: LearnPrior, command: str) -> None:
             )
     config = config_of(options)
     device = resolve_device(options.device)
-    out = ensure_writable_folder(Path(options.out))
-    with one_thread(), interruption() as interrupted:
+    start = load_prior(options.start, device=torch.device("cpu"), embedded=False)
+    shape = None if start is None else start.image_shape
+    with output_folder(Path(options.out)) as out, one_thread(), interruption() as interrupted:
         check = partial(stop_if, interrupted, options.out)
         if options.simulate is not None:
-            _simulate(options, out / UPDATES, device, check)
+            _simulate(options, out / UPDATES, device, check, start)
         folder = out / UPDATES if options.updates is None else Path(options.updates)
-        start = load_prior(options.start, device=torch.device("cpu"), embedded=False)
-        shape = None if start is None else start.image_shape
         tasks = open_tasks(
             folder,
             model=options.model,
@@ -162,12 +167,18 @@ def config_of(options: LearnPrior) -> LearningConfig:
 
 
 def _simulate(
-    options: LearnPrior, folder: Path, device: torch.device, check: Callable[[], None]
+    options: LearnPrior,
+    folder: Path,
+    device: torch.device,
+    check: Callable[[], None],
+    start: Generator | None,
 ) -> None:
     assert options.simulate is not None
     images = client_images(
         options.simulate, image_size=options.image_size, channels=options.channels
     )
+    if start is not None:
+        check_prior_fits(start, images.image_shape)
     spec = options.model or "convnet"
     model = load_model(
         spec,

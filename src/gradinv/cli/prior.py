@@ -15,7 +15,7 @@ from gradinv.cli.stopping import Stopped
 from gradinv.cli.text import print_line, report_console
 from gradinv.data import load_images
 from gradinv.errors import ConfigError
-from gradinv.files import ensure_writable_folder
+from gradinv.files import output_folder
 from gradinv.priors import EMBEDDED as EMBEDDED_FOLDER
 from gradinv.priors import load_generator
 from gradinv.priors.generator import load_card
@@ -89,8 +89,11 @@ def train(options: PriorTrain, command: str) -> None:
     images = load_images(
         Path(options.data), image_size=options.image_size, channels=options.channels
     )
-    out = ensure_writable_folder(Path(options.out))
-    with WorkProgress("training") as display, interruption() as interrupted:
+    with (
+        output_folder(Path(options.out)) as out,
+        WorkProgress("training") as display,
+        interruption() as interrupted,
+    ):
 
         def callback(progress: TrainingProgress) -> None:
             show_training(display, progress)
