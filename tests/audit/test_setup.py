@@ -6,14 +6,8 @@ import torch
 
 from gradinv.audit import setup as module
 from gradinv.audit.cell import check_runnable
-from gradinv.audit.setup import (
-    check_prior_fits,
-    configured,
-    load_prior,
-    prepare,
-    require_prior,
-    resolve_device,
-)
+from gradinv.audit.inputs import check_prior_fits
+from gradinv.audit.setup import configured, prepare, require_prior
 from gradinv.errors import (
     AttackError,
     ConfigError,
@@ -72,15 +66,6 @@ def test_what_is_wrong_is_said_before_any_attack(settings, kind, message):
     assert message in str(error.value)
 
 
-def test_cuda_must_be_there(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_device("auto") == torch.device("cpu")
-    with pytest.raises(ConfigError, match="expected a CUDA device for --device cuda, got none"):
-        resolve_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
-
-
 def test_a_broken_decoy_is_found_before_any_attack():
     check_runnable(setup := prepare(config(batches=1)))
     batch = setup.client.batches[0]
@@ -118,20 +103,6 @@ def test_the_network_is_in_the_protocols_mode_with_the_given_weights():
     assert torch.equal(setup.model.state_dict()["0.weight"], model.state_dict()["0.weight"])
     assert not any(module.training for module in prepare(config()).model.modules())
     assert setup.model_info()["weights"] == "w.safetensors"
-
-
-def test_the_embedded_prior_comes_with_the_embedded_images_alone(monkeypatch):
-    stand_in = load_generator(Path("prior"))
-    monkeypatch.setattr(module, "embedded_prior", lambda: stand_in)
-    assert prepare(config(data=None, attack=("gi-z",))).server.prior is stand_in
-    # An attack without a prior does not load one.
-    assert prepare(config(data=None)).server.prior is None
-    cpu = torch.device("cpu")
-    assert load_prior(None, device=cpu, embedded=False) is None
-    assert load_prior("embedded", device=cpu, embedded=False) is stand_in
-    given = prepare(config(data=None, attack=("gi-z",), prior="prior")).server.prior
-    assert given is not None
-    assert given is not stand_in
 
 
 def test_every_attack_is_told_what_it_lacks():

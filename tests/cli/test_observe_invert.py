@@ -324,7 +324,7 @@ def test_the_embedded_prior_can_be_named(update, capsys, monkeypatch):
         called.append(1)
         return module.load_prior("prior", device=torch.device("cpu"), embedded=False)
 
-    monkeypatch.setattr("gradinv.audit.setup.embedded_prior", stand_in)
+    monkeypatch.setattr("gradinv.audit.inputs.embedded_prior", stand_in)
     arguments = ["--attack", "gi-z", "--prior", "embedded", "--restarts", "1", "--out", "i"]
     assert main(changed(INVERT, arguments)) == 0
     assert called == [1]

@@ -17,20 +17,24 @@ from torch import Tensor, nn
 from gradinv.attacks import AnalyticAttack, Attack, preset, rank_analysis
 from gradinv.attacks.ranks import rank_sentence
 from gradinv.audit.budget import budget_note, budgets
+from gradinv.audit.inputs import (
+    check_prior_fits,
+    images_and_network,
+    load_prior,
+    model_info,
+    resolve_device,
+)
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.protocol import local_training_note, protocol_of, reveal_of
-from gradinv.data import ClientBatch, ImageSet, load_images
+from gradinv.data import ClientBatch, ImageSet, fingerprint_batches
 from gradinv.environment import versions
-from gradinv.errors import AttackError, ConfigError, DataError, PriorError
+from gradinv.errors import AttackError, ConfigError
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.lpips import Lpips
 from gradinv.evaluation.metrics import SSIM_WINDOW
-from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense, trainable
-from gradinv.models import batch_norm_layers, build_model, fingerprint, load_weights
-from gradinv.priors import Generator, embedded_prior, load_generator
-
-# What --prior takes in place of a folder.
-EMBEDDED = "embedded"
+from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense
+from gradinv.models import batch_norm_layers, fingerprint
+from gradinv.priors import Generator
 
 RESPONSIBLE_USE = "This audits data that its user holds."
 
@@ -184,93 +188,6 @@ class Setup:
         return notes
 
 
-def resolve_device(name: str) -> torch.device:
-    """Returns the device; ``auto`` is CUDA if there is one.
-
-    Raises:
-        ConfigError: CUDA is asked for and absent.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "expected a CUDA device for --device cuda, got none that torch can use; "
-            "choose --device cpu"
-        )
-    return torch.device(name)
-
-
-def model_info(config: AuditConfig) -> dict[str, str]:
-    """Returns what an observation says about the network, as text."""
-    info = {"spec": config.model, "seed": str(config.seed), "mode": config.mode}
-    return info if config.weights is None else {**info, "weights": Path(config.weights).name}
-
-
-def load_model(
-    spec: str,
-    *,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-    seed: int,
-    weights: str | None,
-    mode: str,
-    device: torch.device,
-) -> nn.Module:
-    """Returns the network with its weights, in the given mode, on the device.
-
-    Raises:
-        ModelError: it cannot be built, has nothing to train, or the weights do not fit.
-        StorageError: the weights cannot be read.
-    """
-    channels, _, image_size = image_shape
-    model = build_model(
-        spec, num_classes=num_classes, channels=channels, image_size=image_size, seed=seed
-    )
-    trainable(model)
-    if weights is not None:
-        load_weights(model, Path(weights))
-    return model.to(device).train(mode == "train")
-
-
-def client_images(path: str | None, *, image_size: int, channels: int | None) -> ImageSet:
-    """Loads images that a client learns to tell apart, the embedded ones without a path.
-
-    Raises:
-        ConfigError: an image size or number of channels without meaning.
-        DataError: no images, or a single class: its loss and every update would be zero, so that
-            no attack could find anything.
-    """
-    images = load_images(
-        None if path is None else Path(path), image_size=image_size, channels=channels
-    )
-    if images.num_classes < 2:
-        raise DataError(
-            f"expected images of at least 2 classes, got only {' '.join(images.classes)} in "
-            f"{images.name}; with one class every update is zero and nothing is audited: give a "
-            "folder with one folder of images for each class"
-        )
-    return images
-
-
-def images_and_network(config: AuditConfig, data: str | None) -> tuple[ImageSet, nn.Module]:
-    """Loads images, the embedded ones without a path, and the network that learns their classes.
-
-    Raises:
-        GradinvError: images, network or weights are not what they should be.
-    """
-    images = client_images(data, image_size=config.image_size, channels=config.channels)
-    model = load_model(
-        config.model,
-        num_classes=images.num_classes,
-        image_shape=images.image_shape,
-        seed=config.seed,
-        weights=config.weights,
-        mode=config.mode,
-        device=resolve_device(config.device),
-    )
-    return images, model
-
-
 def prepare_client(config: AuditConfig) -> tuple[Client, nn.Module]:
     """Loads the client's images and network.
 
@@ -372,62 +289,6 @@ def require_prior(name: str, attack: Attack, prior: Generator | None) -> None:
             f"expected a prior for {name}, got none; pass --prior DIR (make one with 'gradinv "
             "prior train'), or choose an attack without one, such as --attack gi-x"
         )
-
-
-def load_prior(path: str | None, *, device: torch.device, embedded: bool) -> Generator | None:
-    """Returns the generator in ``path``, the embedded one, or none.
-
-    Args:
-        path: a prior's folder, or the word ``embedded``; None for what ``embedded`` says.
-        device: where to put it.
-        embedded: whether to take the embedded one without a path.
-
-    Raises:
-        PriorError: it cannot be loaded.
-        StorageError: a file in the folder is not what it should be.
-    """
-    if path == EMBEDDED or (path is None and embedded):
-        return embedded_prior().to(device)
-    if path is None:
-        return None
-    return load_generator(Path(path)).to(device)
-
-
-def check_prior_fits(
-    prior: Generator, image_shape: tuple[int, int, int], *, how: str = "set"
-) -> None:
-    """Checks that the prior makes images of the client's size and channels.
-
-    Args:
-        prior: the server's generator.
-        image_shape: (channel, height, width) of the client's images.
-        how: what to do with the options that make images of another size.
-
-    Raises:
-        PriorError: it does not.
-    """
-    if tuple(prior.image_shape) != tuple(image_shape):
-        raise PriorError(
-            f"expected a prior of {_shape(image_shape)}, got one of {_shape(prior.image_shape)}; "
-            f"{how} --image-size {prior.image_shape[1]} and --channels {prior.image_shape[0]}, or "
-            f"train one with 'gradinv prior train --image-size {image_shape[1]} --channels "
-            f"{image_shape[0]}'"
-        )
-
-
-def _shape(shape: tuple[int, int, int]) -> str:
-    channels, height, width = shape
-    return f"{height}x{width} pixels in {channels} channel{'s' if channels > 1 else ''}"
-
-
-def fingerprint_batches(batches: tuple[ClientBatch, ...]) -> str:
-    """Returns 16 hex characters that tell one series of batches from another."""
-    digest = hashlib.sha256()
-    for batch in batches:
-        for tensor in (batch.images, batch.labels):
-            digest.update(f"{tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _digest(content: Any) -> str:

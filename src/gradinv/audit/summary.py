@@ -8,7 +8,8 @@ import torch
 
 from gradinv import __version__
 from gradinv.attacks.result import Outcome
-from gradinv.audit.setup import EMBEDDED, Setup
+from gradinv.audit.inputs import EMBEDDED
+from gradinv.audit.setup import Setup
 from gradinv.audit.store import SCHEMA
 from gradinv.environment import machine, revision, versions
 from gradinv.evaluation.evaluate import ImageScore

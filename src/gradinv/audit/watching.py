@@ -16,17 +16,17 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from gradinv.attacks import preset
-from gradinv.audit.plan import AuditConfig
-from gradinv.audit.protocol import protocol_of, reveal_of
-from gradinv.audit.runner import Monitor, one_thread, run_audit
-from gradinv.audit.setup import (
+from gradinv.audit.inputs import (
     check_prior_fits,
     images_and_network,
     load_prior,
     model_info,
-    require_scorable,
     resolve_device,
 )
+from gradinv.audit.plan import AuditConfig
+from gradinv.audit.protocol import protocol_of, reveal_of
+from gradinv.audit.runner import Monitor, one_thread, run_audit
+from gradinv.audit.setup import require_scorable
 from gradinv.errors import ConfigError
 from gradinv.federated import Federation, parse_defense, simulate
 from gradinv.files import ensure_writable_folder, write_json

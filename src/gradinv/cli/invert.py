@@ -14,18 +14,11 @@ from torch import Tensor, nn
 from gradinv.attacks import AnalyticAttack, Attack, Checkpoint, Reconstruction, recover_labels
 from gradinv.attacks.peeling import require_peelable
 from gradinv.audit.cell import CellStopped, Watch, attack_cell
+from gradinv.audit.inputs import check_prior_fits, load_model, load_prior, resolve_device
 from gradinv.audit.plan import AuditConfig, Cell
 from gradinv.audit.rows import attack_row, picture_tensors
 from gradinv.audit.runner import interruption, one_thread
-from gradinv.audit.setup import (
-    check_prior_fits,
-    configured,
-    load_model,
-    load_prior,
-    require_bn,
-    require_prior,
-    resolve_device,
-)
+from gradinv.audit.setup import configured, require_bn, require_prior
 from gradinv.audit.store import SCHEMA, RunStore
 from gradinv.cli.options import Invert
 from gradinv.cli.progress import AuditProgress

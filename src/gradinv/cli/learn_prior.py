@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from gradinv.audit.runner import ignore_signals, interruption, one_thread
-from gradinv.audit.setup import (
+from gradinv.audit.inputs import (
     check_prior_fits,
     client_images,
     load_model,
     load_prior,
     resolve_device,
 )
+from gradinv.audit.runner import ignore_signals, interruption, one_thread
 from gradinv.cli.options import LearnPrior
 from gradinv.cli.progress import WorkProgress, left_words
 from gradinv.cli.stopping import stop_if

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from gradinv.audit.cell import observe_cell
+from gradinv.audit.inputs import model_info
 from gradinv.audit.plan import AuditConfig, derive_seed
 from gradinv.audit.protocol import protocol_of, reveal_of
 from gradinv.audit.runner import one_thread
-from gradinv.audit.setup import model_info, prepare_client
+from gradinv.audit.setup import prepare_client
 from gradinv.cli.options import Observe
 from gradinv.errors import ConfigError
 from gradinv.models import save_weights

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradinv.audit.inputs import EMBEDDED, resolve_device
 from gradinv.audit.runner import interruption
-from gradinv.audit.setup import EMBEDDED, resolve_device
 from gradinv.cli.options import PriorShow, PriorTrain
 from gradinv.cli.progress import WorkProgress, left_words
 from gradinv.cli.stopping import Stopped

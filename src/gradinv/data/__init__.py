@@ -5,8 +5,15 @@ from outside: class folders of PNG or JPEG files, the IDX files of the MNIST fam
 embedded sample of Fashion-MNIST. Files are listed at once but decoded only when asked for.
 """
 
-from gradinv.data.batch import ClientBatch
+from gradinv.data.batch import ClientBatch, fingerprint_batches
 from gradinv.data.images import ImageSet
 from gradinv.data.loading import EMBEDDED, IMAGE_SUFFIXES, load_images
 
-__all__ = ["EMBEDDED", "IMAGE_SUFFIXES", "ClientBatch", "ImageSet", "load_images"]
+__all__ = [
+    "EMBEDDED",
+    "IMAGE_SUFFIXES",
+    "ClientBatch",
+    "ImageSet",
+    "fingerprint_batches",
+    "load_images",
+]

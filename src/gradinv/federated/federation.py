@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradinv.data import ClientBatch, ImageSet
+from gradinv.data import ClientBatch, ImageSet, fingerprint_batches
 from gradinv.errors import ConfigError, StorageError
 from gradinv.federated.defenses import Defense, format_defenses
 from gradinv.federated.observation import observe
@@ -114,7 +114,7 @@ def simulate(
     rounds = federation.batches(images)
     settings = {
         **_settings(model, images, federation, protocol, defenses, reveal),
-        _CONTENT: _digest(rounds),
+        _CONTENT: fingerprint_batches(itertools.chain.from_iterable(rounds)),
     }
     total = federation.clients * federation.rounds
     if _finished(folder, settings):
@@ -168,14 +168,6 @@ def _settings(
         "defenses": format_defenses(tuple(defenses)),
         "reveal": asdict(reveal),
     }
-
-
-def _digest(rounds: Sequence[Sequence[ClientBatch]]) -> str:
-    digest = hashlib.sha256()
-    for batch in itertools.chain.from_iterable(rounds):
-        for tensor in (batch.images, batch.labels):
-            digest.update(tensor.cpu().contiguous().numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _finished(folder: Path, settings: Mapping[str, Any]) -> bool:
