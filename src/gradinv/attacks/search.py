@@ -189,6 +189,7 @@ class Search:
             for count in range(len(near), 1, -1):
                 mean = images[:count].mean(dim=0)
                 own = float(self._cost(1.0).matching(mean[None], None))
+                # Half way between the best restart and the worst that may take part.
                 if own <= (1 + averaged) / 2 * cost:
                     return torch.nan_to_num(mean).clamp(0, 1), own
         return torch.nan_to_num(shown).clamp(0, 1), cost

@@ -92,19 +92,23 @@ def identification_rank(
     Raises:
         DataError: shapes differ, or a reconstruction is not finite.
     """
-    own = _matched_errors(originals, reconstructions.to(originals))
-    return (decoy_errors(reconstructions, originals, decoys) < own[:, None]).sum(1)
+    return ranks_of(candidate_errors(reconstructions, originals, decoys))
 
 
-def decoy_errors(
+def ranks_of(errors: Float[Tensor, "batch candidate"]) -> Int[Tensor, " batch"]:
+    """Returns how many decoys have a smaller error than the original, the first candidate."""
+    return (errors[:, 1:] < errors[:, :1]).sum(1)
+
+
+def candidate_errors(
     reconstructions: Float[Tensor, "batch channel height width"],
     originals: Float[Tensor, "batch channel height width"],
     decoys: Float[Tensor, "batch decoy channel height width"],
-) -> Float[Tensor, "batch decoy"]:
-    """Returns the MSE of each decoy and the reconstruction that it is matched to.
+) -> Float[Tensor, "batch candidate"]:
+    """Returns the MSE of each candidate and the reconstruction that it is matched to.
 
-    Infinity where an image has no such decoy. Arguments and errors are those of
-    :func:`identification_rank`.
+    The original is the first candidate, its decoys follow; infinity where it has fewer. Arguments
+    and errors are those of :func:`identification_rank`.
     """
     check_comparable(reconstructions, originals)
     if decoys.ndim != 5 or (decoys.shape[0], *decoys.shape[2:]) != tuple(originals.shape):
@@ -114,11 +118,11 @@ def decoy_errors(
         )
     preds, decoys = reconstructions.to(originals), decoys.to(originals)
     absent = decoys.isnan().flatten(2).any(2)
-    errors = originals.new_full(absent.shape, torch.inf)
-    for place, (batch, missing) in enumerate(zip(decoys.unbind(1), absent.unbind(1), strict=True)):
+    errors = [_matched_errors(originals, preds)]
+    for batch, missing in zip(decoys.unbind(1), absent.unbind(1), strict=True):
         whole = torch.where(missing[:, None, None, None], originals, batch)
-        errors[:, place] = _matched_errors(whole, preds).masked_fill(missing, torch.inf)
-    return errors
+        errors.append(_matched_errors(whole, preds).masked_fill(missing, torch.inf))
+    return torch.stack(errors, 1)
 
 
 def _matched_errors(candidates: Tensor, reconstructions: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradinv.data import ClientBatch
 from gradinv.errors import DataError
-from gradinv.evaluation.controls import count_decoys, decoy_errors, identification_rank
+from gradinv.evaluation.controls import candidate_errors, count_decoys, ranks_of
 from gradinv.evaluation.matching import match
 from gradinv.evaluation.metrics import mse, psnr, ssim
 
@@ -122,9 +122,9 @@ def evaluate(
         distances = None if lpips is None else lpips(preds, target)
     if decoys is None:
         decoys = target.new_empty(len(batch), 0, *batch.image_shape)
-    ranks = identification_rank(preds, target, decoys)
+    among_decoys = candidate_errors(preds, target, decoys)
+    ranks = ranks_of(among_decoys)
     candidates = count_decoys(decoys)
-    others = decoy_errors(preds, target, decoys)
     return Evaluation(
         tuple(
             ImageScore(
@@ -137,7 +137,7 @@ def evaluate(
                 lpips=None if distances is None else float(distances[i]),
                 rank=int(ranks[i]),
                 decoys=int(candidates[i]),
-                nearest_decoy=float(others[i].min()) if candidates[i] else None,
+                nearest_decoy=float(among_decoys[i, 1:].min()) if candidates[i] else None,
             )
             for i in range(len(batch))
         )
