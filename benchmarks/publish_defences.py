@@ -10,18 +10,16 @@ continues where it stopped.
 
 import argparse
 import multiprocessing
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import track
 
-from benchmarks.results import ROOT, rows_of_audit, write_results
+from benchmarks.results import ROOT, command_line, rows_of_audit, write_results
 from benchmarks.utility import Training
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.runner import run_audit
@@ -74,10 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     with AuditProgress().shown() as progress:
         audit = run_audit(config, _RUNS / "audit", monitor=progress)
     write_report(_RUNS / "audit")
-    shown = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     path = write_results(
         "defences",
-        command="python -m benchmarks.publish_defences " + shlex.join(arguments or shown),
+        command=command_line("publish_defences", arguments or sys.argv[1:]),
         settings={
             "model": config.model,
             "mode": config.mode,

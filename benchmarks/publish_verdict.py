@@ -8,17 +8,15 @@ found in them is luck. Writes ``results/verdict.json``.
 """
 
 import argparse
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import track
 
-from benchmarks.results import ROOT, write_results
+from benchmarks.results import ROOT, command_line, write_results
 from gradinv.data import ImageSet, load_images
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.evaluate import ImageScore, evaluate
@@ -96,11 +94,10 @@ def main(arguments: list[str] | None = None) -> int:
         measure(images, others, batch_size=size, mean_of=mean_of, audits=options.audits)
         for size, mean_of in track(cases, "guesses judged")
     ]
-    shown = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     total = sum(row["images"] for row in rows)
     path = write_results(
         "verdict",
-        command="python -m benchmarks.publish_verdict " + shlex.join(arguments or shown),
+        command=command_line("publish_verdict", arguments or sys.argv[1:]),
         settings={
             "data": images.name,
             "guesses": others.name,

@@ -5,6 +5,7 @@ The tables of README and docs are made from these files by :mod:`benchmarks.tabl
 
 import math
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ def accelerator() -> str | None:
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """Returns ``python -m benchmarks.MODULE ...`` with every file by its name alone."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
+    return shlex.join(["python", "-m", f"benchmarks.{module}", *words])
 
 
 def write_results(

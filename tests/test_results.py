@@ -7,6 +7,7 @@ import re
 import pytest
 
 from benchmarks import results
+from benchmarks.results import command_line
 from gradinv import environment
 from gradinv.errors import ConfigError
 
@@ -154,3 +155,8 @@ def test_a_main_case_that_was_not_measured_is_refused():
     rows = results.rows_of_audit(AUDIT, data="faces")
     with pytest.raises(ConfigError, match=r"one of \['faces none'\], got 'faces noise:1'"):
         results.image_figures(rows, main="faces noise:1")
+
+
+def test_the_command_of_a_results_file_names_no_folder_of_this_machine():
+    command = command_line("publish_x", ["--train", "/data/some where/a.gz", "--case", "b:c"])
+    assert command == "python -m benchmarks.publish_x --train a.gz --case b:c"
