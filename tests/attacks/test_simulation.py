@@ -26,6 +26,7 @@ from gradinv.attacks.simulation import as_attacked
 from gradinv.errors import AttackError
 from gradinv.federated import FedAvg, FedSGD, Observation, Reveal, observe, parse_defense
 from gradinv.models.convnet import ConvNet
+from tests.attacks.slopes import check_against_differences
 from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_prior, tiny_victim
 
 SPLIT = FedAvg(local_epochs=2, batch_size=2, lr=0.3, momentum=0.5)
@@ -62,15 +63,7 @@ def trained(
 def test_dc_dx_is_the_finite_difference_in_float64(distance, defense, mode, generator):
     model, observation = trained(replace(SPLIT, mode=mode), defense=defense)
     engine = SimulatedTraining(model, observation, distance=distance, regularizers=REGULARIZERS)
-    images = torch.rand((1, 3, 1, 8, 8), generator=generator, dtype=torch.float64)
-    gradient = engine.evaluate(images).gradient
-    step = 1e-5
-    for _ in range(5):
-        direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)
-        ahead = engine.evaluate(images + step * direction).cost
-        behind = engine.evaluate(images - step * direction).cost
-        expected = ((ahead - behind) / (2 * step)).item()
-        assert (gradient * direction).sum().item() == pytest.approx(expected, rel=1e-6)
+    check_against_differences(engine, 3, generator)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

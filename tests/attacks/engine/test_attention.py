@@ -8,6 +8,7 @@ from torch.nn import functional
 from gradinv.attacks.engine import PlainDoubleBackward, SimulatedTraining, engine_for
 from gradinv.attacks.objectives import Cosine
 from gradinv.federated import FedAvg, Observation, Reveal, observe
+from tests.attacks.slopes import check_against_differences
 from tests.attacks.tiny import tiny_batch, tiny_observation
 
 
@@ -64,15 +65,7 @@ def test_dc_dx_through_attention_is_the_finite_difference_in_float64(kind, engin
     fedavg = engine is SimulatedTraining
     observation = trained(model) if fedavg else tiny_observation(model, batch_in_float64())
     cost = engine(model, observation, distance=Cosine())
-    images = torch.rand((1, 2, 1, 8, 8), generator=generator, dtype=torch.float64)
-    gradient = cost.evaluate(images).gradient
-    step = 1e-5
-    for _ in range(3):
-        direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)
-        ahead = cost.evaluate(images + step * direction).cost
-        behind = cost.evaluate(images - step * direction).cost
-        expected = ((ahead - behind) / (2 * step)).item()
-        assert (gradient * direction).sum().item() == pytest.approx(expected, rel=1e-6)
+    check_against_differences(cost, 2, generator, directions=3)
 
 
 @pytest.mark.parametrize("kind", [Tokens, Functional])

@@ -14,6 +14,7 @@ from gradinv.attacks.objectives import (
     TotalVariation,
 )
 from gradinv.errors import AttackError
+from tests.attacks.slopes import check_against_differences
 from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_victim
 
 SMOOTH = (Cosine(), LayerCosine(), SquaredL2())
@@ -36,15 +37,7 @@ def double(mode: str = "eval", defense: str = "none", bn: str = "exact"):
 def test_dc_dx_is_the_finite_difference_in_float64(distance, defense, mode, generator):
     model, observation = double(mode, defense)
     engine = PlainDoubleBackward(model, observation, distance=distance, regularizers=REGULARIZERS)
-    images = torch.rand((1, 2, 1, 8, 8), generator=generator, dtype=torch.float64)
-    gradient = engine.evaluate(images).gradient
-    step = 1e-5
-    for _ in range(5):
-        direction = torch.randn(images.shape, generator=generator, dtype=torch.float64)
-        ahead = engine.evaluate(images + step * direction).cost
-        behind = engine.evaluate(images - step * direction).cost
-        expected = ((ahead - behind) / (2 * step)).item()
-        assert (gradient * direction).sum().item() == pytest.approx(expected, rel=1e-6)
+    check_against_differences(engine, 2, generator)
 
 
 def test_dc_dx_passes_gradcheck(generator):
