@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradinv.attacks.engine import Engine, Evaluated, PlainDoubleBackward, engine_for
-from gradinv.attacks.engine.rules.pointwise import ReLU
-from gradinv.attacks.engine.rules.pooling import MaxPool
-from gradinv.attacks.engine.traced import TracedEngine
-from gradinv.attacks.objectives import Cosine, TotalVariation
+from gradinv.attacks.search.regularizers import TotalVariation
 from gradinv.data import ClientBatch
+from gradinv.engine import Engine, Evaluated, PlainDoubleBackward, engine_for
+from gradinv.engine.distances import Cosine
+from gradinv.engine.rules.pointwise import ReLU
+from gradinv.engine.rules.pooling import MaxPool
+from gradinv.engine.traced import TracedEngine
 from gradinv.federated import FedSGD, Observation, Reveal, observe, parse_defense
 from gradinv.models import ConvNet, ResNet18
 from gradinv.priors.dcgan import DCGAN

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.results import Section
-from gradinv.attacks.labels import LabelMethod, recover_labels
+from gradinv.attacks.evidence.labels import LabelMethod, recover_labels
 from gradinv.data import ClientBatch, ImageSet, load_images
 from gradinv.errors import ConfigError
 from gradinv.evaluation.evaluate import label_accuracy

@@ -19,11 +19,11 @@ from rich.progress import track
 
 from benchmarks.results import ROOT, write_results
 from gradinv.attacks.attack import Adam, Attack, Stage
-from gradinv.attacks.objectives import TotalVariation
+from gradinv.attacks.driver import Search
 from gradinv.attacks.presets import UNTRAINED_W, W, Z
-from gradinv.attacks.schedules import StepDecay
-from gradinv.attacks.search import Search
-from gradinv.attacks.spaces import Pixels, Solution, Space
+from gradinv.attacks.search.regularizers import TotalVariation
+from gradinv.attacks.search.schedules import StepDecay
+from gradinv.attacks.search.spaces import Pixels, Solution, Space
 from gradinv.audit.plan import derive_seed
 from gradinv.data import load_images
 from gradinv.evaluation.evaluate import evaluate

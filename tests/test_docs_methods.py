@@ -8,7 +8,7 @@ import pytest
 from benchmarks.results import ROOT
 from gradinv.attacks import PRESETS, AnalyticAttack, Attack, preset
 from gradinv.attacks.attack import Adam
-from gradinv.attacks.objectives import BatchNormMatching, TotalVariation
+from gradinv.attacks.search.regularizers import BatchNormMatching, TotalVariation
 from gradinv.attacks.standard import Standard
 
 TEXT = (ROOT / "docs" / "methods.md").read_text("utf-8")

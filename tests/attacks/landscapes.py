@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradinv.attacks.cost import StageCost
-from gradinv.attacks.engine import Evaluated
-from gradinv.attacks.spaces import PixelSpace, Scene
+from gradinv.attacks.search.cost import StageCost
+from gradinv.attacks.search.spaces import PixelSpace, Scene
+from gradinv.engine import Evaluated
 
 
 class Landscape:

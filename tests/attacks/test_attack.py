@@ -3,7 +3,7 @@
 import pytest
 
 from gradinv.attacks import Adam, Attack, Stage, preset
-from gradinv.attacks.spaces import Pixels
+from gradinv.attacks.search.spaces import Pixels
 
 
 def stages(*keep: int | None, features: bool = False) -> tuple[Stage, ...]:

@@ -15,14 +15,14 @@ from gradinv.attacks import (
     preset,
     recover_labels,
 )
-from gradinv.attacks.engine import ExactROperator, PlainDoubleBackward, engine_for
-from gradinv.attacks.objectives import Target
-from gradinv.attacks.peeling import peel
-from gradinv.attacks.penultimate import Clues
+from gradinv.attacks.driver import Search
+from gradinv.attacks.evidence.penultimate import Clues
 from gradinv.attacks.presets import PRESETS
-from gradinv.attacks.schedules import StepDecay
-from gradinv.attacks.search import Search
-from gradinv.attacks.spaces import OfGenerator, Pixels
+from gradinv.attacks.recursion.peeling import peel
+from gradinv.attacks.search.schedules import StepDecay
+from gradinv.attacks.search.spaces import OfGenerator, Pixels
+from gradinv.engine import ExactROperator, PlainDoubleBackward, engine_for
+from gradinv.engine.distances import Target
 from gradinv.errors import AttackError, ConfigError, ModelError, ObservationError, PriorError
 from gradinv.priors.generator import Adapted
 from tests.attacks.tiny import deep_prior, tiny_batch, tiny_observation, tiny_prior, tiny_victim
@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_run_is_refused(victim, observation, prior, tmp_
 def test_restart_selection_is_the_arg_min_even_with_restarts_that_are_not_finite(
     victim, observation, prior, monkeypatch
 ):
-    from gradinv.attacks.spaces import SearchSpace
+    from gradinv.attacks.search.spaces import SearchSpace
 
     attack = replace(short("gi-z"), restarts=4)
     opened = OfGenerator.open
@@ -248,7 +248,7 @@ def test_when_no_restart_is_finite_the_outcome_says_so(victim, observation, monk
 def test_the_restart_returned_has_the_least_matching_cost_of_its_pictures(
     victim, observation, prior
 ):
-    from gradinv.attacks.objectives import Cosine
+    from gradinv.engine.distances import Cosine
 
     found = invert(observation, victim, replace(short("gi-z"), restarts=5), prior=prior, seed=0)
     engine = PlainDoubleBackward(victim, observation, distance=Cosine())
@@ -366,7 +366,7 @@ def test_an_update_of_several_clients_is_refused(name, victim, observation, prio
 
 
 def test_labels_and_engines_refuse_several_clients_too(victim, observation):
-    from gradinv.attacks.objectives import Cosine
+    from gradinv.engine.distances import Cosine
 
     summed = replace(observation, clients=5)
     one = tiny_observation(victim, tiny_batch(batch=1))

@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 
 from gradinv.attacks import Adam, Stage
-from gradinv.attacks.consensus import GroupConsistency
-from gradinv.attacks.evolution import CMA
-from gradinv.attacks.lbfgs import LBFGS
-from gradinv.attacks.objectives import LatentNorm, TotalVariation
 from gradinv.attacks.presets import PRESETS, Z, preset
-from gradinv.attacks.schedules import Constant
-from gradinv.attacks.spaces import Pixels
+from gradinv.attacks.search.consensus import GroupConsistency
+from gradinv.attacks.search.evolution import CMA
+from gradinv.attacks.search.lbfgs import LBFGS
+from gradinv.attacks.search.regularizers import LatentNorm, TotalVariation
+from gradinv.attacks.search.schedules import Constant
+from gradinv.attacks.search.spaces import Pixels
 from gradinv.errors import AttackError, ConfigError
 
 NAMES = [
@@ -127,7 +127,9 @@ def test_an_optimizer_without_gradients_takes_no_terms_on_images():
         Stage(
             Z, 1, CMA(), Constant(), (TotalVariation(0.1), LatentNorm(0.1))
         )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"expected Adam for group consistency.*got LBFGS"):
+    with pytest.raises(
+        ConfigError, match=r"expected Adam for a term on all restarts together.*got LBFGS"
+    ):
         Stage(Pixels(), 1, LBFGS(), Constant(), (GroupConsistency(0.1),))
     assert Stage(Z, 1, CMA(), Constant(), (LatentNorm(0.1),)).regularizers
 

@@ -7,22 +7,16 @@ import torch
 from torch import nn
 
 from gradinv.attacks import Checkpoint, Outcome, invert, preset
-from gradinv.attacks.engine import (
+from gradinv.attacks.driver import Search
+from gradinv.attacks.search.regularizers import BatchNormMatching, ImageNorm, TotalVariation
+from gradinv.attacks.simulation import as_attacked
+from gradinv.engine import (
     ExactROperator,
     PlainDoubleBackward,
     SimulatedTraining,
     engine_for,
 )
-from gradinv.attacks.objectives import (
-    L1,
-    BatchNormMatching,
-    Cosine,
-    ImageNorm,
-    SquaredL2,
-    TotalVariation,
-)
-from gradinv.attacks.search import Search
-from gradinv.attacks.simulation import as_attacked
+from gradinv.engine.distances import L1, Cosine, SquaredL2
 from gradinv.errors import AttackError
 from gradinv.federated import FedAvg, FedSGD, Observation, Reveal, observe, parse_defense
 from gradinv.models.convnet import ConvNet

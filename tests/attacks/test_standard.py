@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gradinv.attacks import Outcome, invert, preset
-from gradinv.attacks.search import Search
-from gradinv.attacks.spaces import Solution
+from gradinv.attacks.driver import Search
+from gradinv.attacks.search.spaces import Solution
 from gradinv.attacks.standard import Standard
 from gradinv.data import ClientBatch
 from gradinv.errors import ConfigError

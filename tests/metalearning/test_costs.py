@@ -4,8 +4,9 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from gradinv.attacks.engine import PlainDoubleBackward
-from gradinv.attacks.objectives import Cosine, TotalVariation
+from gradinv.attacks.search.regularizers import TotalVariation
+from gradinv.engine import PlainDoubleBackward
+from gradinv.engine.distances import Cosine
 from gradinv.metalearning import costs as module
 from gradinv.metalearning.costs import LocalCosts, PooledCosts, Problem
 

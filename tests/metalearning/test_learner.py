@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gradinv.attacks.engine import Evaluated
+from gradinv.engine import Evaluated
 from gradinv.errors import ConfigError, PriorError
 from gradinv.metalearning.costs import LocalCosts, Problem
 from gradinv.metalearning.learner import Learner, LearningConfig, Outer

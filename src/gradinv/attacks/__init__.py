@@ -2,14 +2,14 @@
 
 from gradinv.attacks.analytic import AnalyticAttack
 from gradinv.attacks.attack import Attack, Stage
-from gradinv.attacks.evolution import CMA
+from gradinv.attacks.evidence.labels import LabelMethod, RecoveredLabels, recover_labels
 from gradinv.attacks.inversion import invert
-from gradinv.attacks.labels import LabelMethod, RecoveredLabels, recover_labels
-from gradinv.attacks.lbfgs import LBFGS
-from gradinv.attacks.optimizers import Adam
 from gradinv.attacks.presets import PRESETS, preset
-from gradinv.attacks.ranks import rank_analysis
+from gradinv.attacks.recursion.ranks import rank_analysis
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
+from gradinv.attacks.search.evolution import CMA
+from gradinv.attacks.search.lbfgs import LBFGS
+from gradinv.attacks.search.optimizers import Adam
 
 __all__ = [
     "CMA",

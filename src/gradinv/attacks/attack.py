@@ -6,18 +6,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from gradinv.attacks.consensus import GroupConsistency
-from gradinv.attacks.objectives import (
-    BatchNormMatching,
-    Cosine,
-    Distance,
-    LatentRegularizer,
-    Regularizer,
-    TotalVariation,
-)
-from gradinv.attacks.optimizers import Adam, Optimizer
-from gradinv.attacks.schedules import Constant, Schedule, StepDecay
-from gradinv.attacks.spaces import Space
+from gradinv.attacks.search.optimizers import Adam, Optimizer
+from gradinv.attacks.search.regularizers import TotalVariation
+from gradinv.attacks.search.schedules import Constant, Schedule, StepDecay
+from gradinv.attacks.search.spaces import Space
+from gradinv.engine.distances import Cosine, Distance
+from gradinv.engine.terms import Regularizer, check_terms, seeing
 from gradinv.errors import ConfigError
 from gradinv.federated.observation import Observation
 from gradinv.priors.generator import Generator
@@ -58,28 +52,25 @@ class Stage:
     features: bool = False
 
     def __post_init__(self) -> None:
+        check_terms(self.regularizers)
         kind = type(self.optimizer).__name__
         if not self.optimizer.has_rate and self.schedule != Constant():
             raise ConfigError(
                 f"expected a constant schedule with {kind}, which has no learning rate, got "
                 f"{type(self.schedule).__name__}; leave it Constant()"
             )
-        foreign = [
-            type(term).__name__
-            for term in self.regularizers
-            if not isinstance(term, LatentRegularizer)
-        ]
+        foreign = [type(term).__name__ for term in self.regularizers if term.sees != "latents"]
         if foreign and not self.optimizer.has_gradient:
             raise ConfigError(
                 f"expected regularisers on latents alone with {kind}, which asks for the matching "
                 f"cost without its gradient, got {', '.join(foreign)}; leave them out, or step "
                 "with Adam"
             )
-        together = any(isinstance(term, GroupConsistency) for term in self.regularizers)
+        together = bool(seeing(self.regularizers, "restarts"))
         if together and not isinstance(self.optimizer, Adam):
             raise ConfigError(
-                f"expected Adam for group consistency, which is of all restarts together, got "
-                f"{kind}, which asks for the cost of some; leave the term out, or step with Adam"
+                "expected Adam for a term on all restarts together, such as group consistency, "
+                f"got {kind}, which asks for the cost of some; leave it out, or step with Adam"
             )
 
     @property
@@ -107,7 +98,7 @@ class Attack:
         fedavg: for updates of several local steps: "simulate" them and differentiate through all
             of them, or "approximate" the update by one gradient at the weights that were sent out.
             Nothing depends on it where the client made a single step.
-        way: how dc/dx is computed (:func:`gradinv.attacks.engine.engine_for`): "auto" is exact;
+        way: how dc/dx is computed (:func:`gradinv.engine.engine_for`): "auto" is exact;
             "frozen-pattern" and "bf16" (the exact way with tangents of that type) are
             approximations, within one or two percent, that are faster in some cases
             (docs/engine.md); "plain" is double backward.
@@ -133,11 +124,7 @@ class Attack:
     @property
     def needs_bn(self) -> bool:
         """Whether some stage matches batch-norm statistics."""
-        return any(
-            isinstance(term, BatchNormMatching)
-            for stage in self.stages
-            for term in stage.regularizers
-        )
+        return any(seeing(stage.regularizers, "statistics") for stage in self.stages)
 
     @property
     def needs_labels(self) -> bool:

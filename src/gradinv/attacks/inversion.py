@@ -10,10 +10,10 @@ from torch import nn
 
 from gradinv.attacks.analytic import AnalyticAttack
 from gradinv.attacks.attack import Attack
-from gradinv.attacks.labels import recover_labels
-from gradinv.attacks.peeling import peel
+from gradinv.attacks.driver import Callback, Search
+from gradinv.attacks.evidence.labels import recover_labels
+from gradinv.attacks.recursion.peeling import peel
 from gradinv.attacks.result import Checkpoint, Reconstruction
-from gradinv.attacks.search import Callback, Search
 from gradinv.errors import AttackError, ConfigError
 from gradinv.federated.observation import Observation, check_fits
 from gradinv.models.batchnorm import require_mode
@@ -36,8 +36,9 @@ def invert(
     Runs on the model's device. With the same arguments and the same number of threads the result
     is the same bit for bit, also when it was interrupted and resumed.
 
-    Labels that were not revealed are read from the update first (:mod:`gradinv.attacks.labels`),
-    unless the attack searches them itself; what it found then counts as recovered.
+    Labels that were not revealed are read from the update first
+    (:mod:`gradinv.attacks.evidence.labels`), unless the attack searches them itself; what it found
+    then counts as recovered.
 
     Args:
         observation: what the server saw.

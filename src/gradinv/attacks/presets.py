@@ -10,20 +10,20 @@ from typing import get_args
 
 from gradinv.attacks.analytic import AnalyticAttack
 from gradinv.attacks.attack import Adam, Attack, LocalTraining, Stage, Way
-from gradinv.attacks.consensus import GroupConsistency
-from gradinv.attacks.evolution import CMA
-from gradinv.attacks.features import Features
-from gradinv.attacks.lbfgs import LBFGS
-from gradinv.attacks.objectives import (
+from gradinv.attacks.search.consensus import GroupConsistency
+from gradinv.attacks.search.evolution import CMA
+from gradinv.attacks.search.features import Features
+from gradinv.attacks.search.lbfgs import LBFGS
+from gradinv.attacks.search.regularizers import (
     BatchNormMatching,
     ImageNorm,
     LatentKL,
-    SquaredL2,
     TotalVariation,
 )
-from gradinv.attacks.schedules import Constant, StepDecay
-from gradinv.attacks.spaces import OfGenerator, Pixels
+from gradinv.attacks.search.schedules import Constant, StepDecay
+from gradinv.attacks.search.spaces import OfGenerator, Pixels
 from gradinv.attacks.standard import Standard
+from gradinv.engine.distances import SquaredL2
 from gradinv.errors import AttackError, ConfigError, did_you_mean
 
 Z = OfGenerator(latents=True)

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gradinv.attacks.labels import RecoveredLabels
+from gradinv.attacks.evidence.labels import RecoveredLabels
 from gradinv.errors import AttackError
 from gradinv.files import load_tensors, save_tensors
 

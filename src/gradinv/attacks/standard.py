@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from gradinv.attacks.attack import Adam, Attack, Stage
-from gradinv.attacks.objectives import TotalVariation
-from gradinv.attacks.penultimate import Clues
-from gradinv.attacks.schedules import CosineDecay
-from gradinv.attacks.spaces import OfGenerator, Pixels
+from gradinv.attacks.evidence.penultimate import Clues
+from gradinv.attacks.search.regularizers import TotalVariation
+from gradinv.attacks.search.schedules import CosineDecay
+from gradinv.attacks.search.spaces import OfGenerator, Pixels
 from gradinv.errors import AttackError
 from gradinv.federated.observation import Observation
 from gradinv.priors.generator import Generator

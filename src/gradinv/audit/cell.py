@@ -22,7 +22,7 @@ from gradinv.attacks import (
     invert,
     recover_labels,
 )
-from gradinv.attacks.peeling import require_peelable
+from gradinv.attacks.recursion.peeling import require_peelable
 from gradinv.audit.plan import Cell, derive_seed
 from gradinv.audit.rows import attack_row, finite, picture_tensors, to_uint8
 from gradinv.audit.setup import Setup

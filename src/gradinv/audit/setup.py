@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradinv.attacks import AnalyticAttack, Attack, preset, rank_analysis
-from gradinv.attacks.ranks import rank_sentence
+from gradinv.attacks.recursion.ranks import rank_sentence
 from gradinv.audit.budget import budget_note, budgets
 from gradinv.audit.inputs import (
     check_prior_fits,

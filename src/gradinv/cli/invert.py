@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gradinv.attacks import AnalyticAttack, Attack, Checkpoint, Reconstruction, recover_labels
-from gradinv.attacks.peeling import require_peelable
+from gradinv.attacks.recursion.peeling import require_peelable
 from gradinv.audit.cell import CellStopped, Watch, attack_cell
 from gradinv.audit.inputs import check_prior_fits, load_model, load_prior, resolve_device
 from gradinv.audit.plan import AuditConfig, Cell

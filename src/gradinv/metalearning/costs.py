@@ -13,8 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from gradinv.attacks.engine import Engine, Evaluated, engine_for, evaluate_together
-from gradinv.attacks.objectives import Cosine, TotalVariation
+from gradinv.attacks.search.regularizers import TotalVariation
+from gradinv.engine import Engine, Evaluated, engine_for, evaluate_together
+from gradinv.engine.distances import Cosine
 from gradinv.metalearning.tasks import TaskSet
 
 # Engines are kept for the next visit as long as their tensors are estimated to fit in this many

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradinv.attacks.engine import Evaluated
-from gradinv.attacks.objectives import LatentNorm
+from gradinv.attacks.search.regularizers import LatentNorm
+from gradinv.engine import Evaluated
 from gradinv.errors import ConfigError, PriorError
 from gradinv.metalearning.costs import TaskCosts
 from gradinv.metalearning.memory import Memory

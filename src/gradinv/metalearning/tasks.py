@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gradinv.attacks.labels import recover_labels
+from gradinv.attacks.evidence.labels import recover_labels
 from gradinv.attacks.simulation import as_attacked
 from gradinv.errors import AttackError, GradinvError, ModelError, ObservationError, StorageError
 from gradinv.federated.observation import Observation, check_fits

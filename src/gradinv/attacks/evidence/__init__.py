@@ -1,0 +1,1 @@
+"""What an update gives away without a search: labels, the last layer, its features."""

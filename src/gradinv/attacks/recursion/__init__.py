@@ -1,0 +1,1 @@
+"""R-GAP: a network taken apart from its output to its input, layer by layer."""

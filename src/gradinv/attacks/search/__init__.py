@@ -1,0 +1,1 @@
+"""The parts of a search: spaces, the cost and its terms, optimisers and schedules."""

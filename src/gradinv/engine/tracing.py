@@ -1,0 +1,94 @@
+"""From a network to its operations."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from gradinv.engine.program import Program
+from gradinv.engine.rules.op import Op, UnsupportedError
+from gradinv.engine.rules.table import (
+    FUNCTIONS,
+    METHODS,
+    MODULES,
+    Found,
+    Names,
+    is_size,
+    require_arguments,
+)
+from gradinv.models.normalize import Normalize
+
+
+class _Tracer(fx.Tracer):
+    """Keeps our normalisation whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module, wanted: frozenset[str]) -> Program:
+    """Returns the network's operations.
+
+    Args:
+        model: the network in the mode that it is attacked in.
+        wanted: names of the parameters whose gradient is matched.
+
+    Raises:
+        UnsupportedError: an operation has no rule, or the network cannot be traced.
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # foreign code runs here, which may raise anything
+        first = str(error).strip().splitlines() or [""]
+        raise UnsupportedError(
+            f"the network as torch.fx sees it ({type(error).__name__}: {first[0]})"
+        ) from error
+    names = Names(model)
+    ops: list[tuple[Op, tuple[int, ...]]] = []
+    values: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            if values:
+                if node.users:
+                    raise UnsupportedError(f"a second argument ({node.name})")
+                continue
+            values[node] = 0
+        elif node.op == "output":
+            (result,) = node.args
+            position = values.get(result) if isinstance(result, fx.Node) else None
+            if position is None or position != len(ops) or not ops:
+                raise UnsupportedError("an output that is not the logits alone")
+        elif node.op == "get_attr" or is_size(node):
+            continue
+        else:
+            op, inputs = _rule(node, names)
+            missing = [value for value in inputs if value not in values]
+            if missing:
+                raise UnsupportedError(_described(node, names))
+            ops.append((op, tuple(values[value] for value in inputs)))
+            values[node] = len(ops)
+    return Program(ops, wanted)
+
+
+def _rule(node: fx.Node, names: Names) -> Found:
+    """Returns the node's rule and the nodes that it takes."""
+    if node.op == "call_module":
+        module = names.attribute(str(node.target))
+        if type(module) not in MODULES or node.kwargs:
+            raise UnsupportedError(_described(node, names))
+        return MODULES[type(module)](names, module, str(node.target)), list(node.args)
+    table: Mapping[Any, Callable[..., Found]] = METHODS if node.op == "call_method" else FUNCTIONS
+    if node.target not in table:
+        raise UnsupportedError(_described(node, names))
+    build = table[node.target]
+    require_arguments(build, names, *node.args, **node.kwargs)
+    return build(names, *node.args, **node.kwargs)
+
+
+def _described(node: fx.Node, names: Names) -> str:
+    """Returns the operation's name as a person would look for it."""
+    if node.op == "call_module":
+        return f"{type(names.attribute(str(node.target))).__name__} ({node.target})"
+    if node.op == "call_method":
+        return f"Tensor.{node.target} ({node.name})"
+    return f"{getattr(node.target, '__name__', node.target)} ({node.name})"

@@ -1,0 +1,98 @@
+"""What an update proves about its labels: never more than what is there."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradinv.attacks.evidence.head import Head, find_head, random_images
+from gradinv.attacks.evidence.proofs import lone_images, proven_counts
+from gradinv.federated import FedAvg, Reveal, observe
+from gradinv.models import build_model
+from tests.attacks.evidence.test_labels import CLASSES, batch_of, network, update
+
+
+def head_of(net: nn.Module) -> Head:
+    return find_head(net, random_images(4, (1, 16, 16), torch.Generator().manual_seed(0)))
+
+
+def counted(labels: list[int]) -> Tensor:
+    return torch.bincount(torch.tensor(labels), minlength=CLASSES)
+
+
+LABELS = [0, 0, 3, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    "defense",
+    ["none", "clip:0.01", "sparsify:0.9", "noise:0.001", "noise:0.05", "noise:0.01+clip:1"],
+)
+@pytest.mark.parametrize("model", ["convnet", "resnet18", "lenet"])
+def test_no_more_is_proven_than_there_is(model, defense):
+    net = build_model(model, num_classes=CLASSES, channels=1, image_size=16, seed=0)
+    proven = proven_counts(update(net, batch_of(LABELS), defense), head_of(net))
+    assert proven.dtype == torch.int64
+    assert (proven <= counted(LABELS)).all()
+    if defense in {"none", "clip:0.01"}:
+        assert (proven >= counted(LABELS).clamp_max(1)).all()
+
+
+@pytest.mark.parametrize("protocol", [FedAvg(1, lr=1e-3), FedAvg(4, lr=0.05, momentum=0.5)])
+def test_local_training_proves_which_classes_are_there(protocol):
+    net = network()
+    sent = observe(net, batch_of(LABELS), protocol=protocol, reveal=Reveal(labels=False))
+    proven = proven_counts(sent, head_of(net))
+    assert (proven <= counted(LABELS)).all()
+    assert (proven >= counted(LABELS).clamp_max(1)).all()
+
+
+def test_features_of_both_signs_prove_nothing_but_the_bias_does():
+    net = network()
+    observed, head = update(net, batch_of(LABELS)), head_of(net)
+    signed = replace(head, features=head.features - head.features.mean())
+    proven = proven_counts(observed, signed)
+    assert torch.equal(proven > 0, observed.gradient["head.bias"] < 0)
+    assert 0 < proven.sum() < counted(LABELS).clamp_max(1).sum()
+    weight = {"head.weight": observed.gradient["head.weight"]}
+    assert proven_counts(replace(observed, gradient=weight), signed).sum() == 0
+
+
+def test_an_update_that_contradicts_itself_proves_nothing():
+    net = network()
+    observed = update(net, batch_of(LABELS))
+    assert proven_counts(replace(observed, batch_size=2), head_of(net)).sum() == 0
+
+
+def factors(
+    labels: list[int], *, features: int = 400, active: float = 0.3
+) -> tuple[Tensor, Tensor]:
+    """Returns d (class, image) of random posteriors and sparse features h (image, feature)."""
+    source = torch.Generator().manual_seed(len(labels))
+    logits = 2 * torch.randn(len(labels), CLASSES, generator=source, dtype=torch.float64)
+    moves = logits.softmax(dim=1) - nn.functional.one_hot(torch.tensor(labels), CLASSES)
+    size = torch.rand(len(labels), features, generator=source, dtype=torch.float64)
+    on = torch.rand(len(labels), features, generator=source) < active
+    return moves.T, size * on
+
+
+@pytest.mark.parametrize("labels", [[2], [1, 1], [0, 0, 0, 4], LABELS, [1, 1, 1, 1, 1, 1]])
+def test_images_with_features_of_their_own_are_told_apart(labels):
+    moves, features = factors(labels)
+    assert torch.equal(lone_images(moves @ features), counted(labels))
+    # As an update is sent, in single precision.
+    assert torch.equal(lone_images((moves @ features).float().double()), counted(labels))
+
+
+def test_features_that_images_share_are_no_images():
+    moves, features = factors(LABELS)
+    features[:, :40] = 0.7  # an empty background: the same in all of them
+    features[:2, 40:80] = 0.4
+    features[2:, 40:80] = 0.0
+    assert torch.equal(lone_images(moves @ features), counted(LABELS))
+    dense = torch.rand(features.shape, generator=torch.Generator().manual_seed(1)).double() + 0.1
+    assert lone_images(moves @ dense).sum() == 0
+
+
+def test_a_gradient_of_zeros_proves_nothing():
+    assert lone_images(torch.zeros(CLASSES, 50, dtype=torch.float64)).sum() == 0

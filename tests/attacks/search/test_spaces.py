@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from gradinv.attacks.search.spaces import OfGenerator, Pixels, Scene, Solution
+from gradinv.errors import AttackError
+
+
+@pytest.fixture
+def scene(prior) -> Scene:
+    mean, std = torch.full((1, 1, 1), 0.4), torch.full((1, 1, 1), 0.2)
+    return Scene(2, (1, 8, 8), mean, std, prior)
+
+
+def test_pixels_are_held_in_normalised_units_and_stay_in_the_box(scene, generator):
+    space = Pixels().open(scene, None, 3, generator)
+    assert space().shape == (3, 2, 1, 8, 8)
+    space.u.data += 100
+    space.project()
+    assert space().max() <= 1 + 1e-6
+    images = torch.rand((3, 2, 1, 8, 8), generator=generator)
+    again = Pixels().open(scene, Solution(images), 3, generator)
+    assert torch.allclose(again(), images, atol=1e-6)
+
+
+def test_without_a_box_only_the_picture_is_clipped(scene, generator):
+    space = Pixels(box=False).open(scene, None, 1, generator)
+    space.u.data += 100
+    space.project()
+    assert space().min() > 1
+    assert space.solution().images.max() == 1
+
+
+def test_a_copy_of_the_weights_for_every_image_starts_as_the_prior(scene, prior, generator):
+    space = OfGenerator(weights=True).open(scene, None, 3, generator)
+    expected = prior(space.z.flatten(0, 1)).unflatten(0, (3, 2))
+    assert torch.allclose(space(), expected, atol=1e-6)
+    assert not space.z.requires_grad
+    assert sum(w.numel() for w in space.w) == 6 * sum(p.numel() for p in prior.parameters())
+
+
+def test_the_w_stage_moves_only_its_own_images_copy(scene, generator):
+    space = OfGenerator(weights=True).open(scene, None, 2, generator)
+    before = space().detach()
+    gradients = torch.autograd.grad(space()[1, 0].sum(), list(space.w))
+    for gradient in gradients:
+        assert gradient[1, 0].abs().sum() > 0
+        others = gradient.clone()
+        others[1, 0] = 0
+        assert others.abs().sum() == 0
+    with torch.no_grad():
+        for w, gradient in zip(space.w, gradients, strict=True):
+            w.add_(gradient, alpha=0.1)
+    changed = (space() != before).flatten(2).any(dim=2)
+    assert changed.tolist() == [[False, False], [True, False]]
+
+
+def test_the_latents_of_z_then_w_are_handed_on(scene, generator):
+    first = OfGenerator(latents=True).open(scene, None, 2, generator)
+    kept = first.solution().select(torch.tensor([1]))
+    second = OfGenerator(weights=True).open(scene, kept, 2, generator)
+    assert torch.equal(second.z, first.z[1:])
+    third = OfGenerator(latents=True).open(scene, second.solution(), 2, generator)
+    assert third.z.requires_grad
+    assert not any(w.requires_grad for w in third.w)
+    assert torch.allclose(third(), second(), atol=1e-6)
+
+
+def test_an_untrained_generator_is_another_one_and_known_by_the_seed(scene, prior):
+    def weights(seed):
+        source = torch.Generator().manual_seed(seed)
+        space = OfGenerator(weights=True, pretrained=False).open(scene, None, 1, source)
+        return space.w[0].detach()
+
+    own = next(prior.parameters())
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+    assert not torch.equal(weights(0)[0, 0], own)
+
+
+def test_a_solution_survives_as_tensors(scene, generator):
+    solution = OfGenerator(weights=True).open(scene, None, 2, generator).solution()
+    again = Solution.from_tensors(solution.tensors())
+    assert again.weights is not None
+    assert solution.weights is not None
+    assert torch.equal(again.images, solution.images)
+    assert all(torch.equal(again.weights[name], w) for name, w in solution.weights.items())
+
+
+def test_a_generator_is_asked_for(scene, generator):
+    from dataclasses import replace
+
+    with pytest.raises(AttackError, match=r"expected a prior.*'gradinv prior train'"):
+        OfGenerator(latents=True).open(replace(scene, prior=None), None, 1, generator)
