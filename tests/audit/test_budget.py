@@ -1,7 +1,8 @@
 import pytest
 
+from gradinv.attacks import preset
 from gradinv.audit.budget import budget_note, budgets
-from gradinv.audit.setup import configured, prepare
+from gradinv.audit.setup import adjusted, prepare
 from tests.audit.world import config
 
 
@@ -17,13 +18,14 @@ from tests.audit.world import config
     ],
 )
 def test_the_budget_is_a_part_of_the_presets_steps(spec, scale, fraction):
-    attack = configured(spec, config(steps_scale=scale))
-    assert budgets({spec: attack}) == {spec: pytest.approx(fraction)}
+    attack = adjusted(preset(spec), config(steps_scale=scale))
+    assert budgets({spec: attack}, {spec: preset(spec)}) == {spec: pytest.approx(fraction)}
 
 
 def test_the_steps_of_standard_are_scaled_too():
-    attack = configured("standard", config(steps_scale=0.1))
-    assert budgets({"standard": attack})["standard"] == pytest.approx(0.1, rel=0.05)
+    attack = adjusted(preset("standard"), config(steps_scale=0.1))
+    fractions = budgets({"standard": attack}, {"standard": preset("standard")})
+    assert fractions["standard"] == pytest.approx(0.1, rel=0.05)
 
 
 def test_the_note_names_those_that_did_less():

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradinv.audit import setup as module
+from gradinv.attacks import preset
+from gradinv.audit import inputs
 from gradinv.audit.cell import check_runnable
 from gradinv.audit.inputs import check_prior_fits
-from gradinv.audit.setup import configured, prepare, require_prior
+from gradinv.audit.setup import adjusted, prepare, require_prior
 from gradinv.errors import (
     AttackError,
     ConfigError,
@@ -17,6 +18,7 @@ from gradinv.errors import (
     PriorError,
     StorageError,
 )
+from gradinv.evaluation.lpips import Lpips
 from gradinv.models import build_model, save_weights
 from gradinv.priors import load_generator
 from tests.audit.world import config
@@ -88,10 +90,10 @@ def test_decoys_are_others_and_always_the_same():
 
 
 def test_steps_and_restarts_reach_the_attack():
-    attack = configured("gi-x", config(steps_scale=0.5, restarts=7))
+    attack = adjusted(preset("gi-x"), config(steps_scale=0.5, restarts=7))
     assert attack.restarts == 7
-    assert attack.total_steps == configured("gi-x", config(steps_scale=1.0)).total_steps / 2
-    assert configured("gi-x", config()).restarts == 1
+    assert attack.total_steps == adjusted(preset("gi-x"), config(steps_scale=1.0)).total_steps / 2
+    assert adjusted(preset("gi-x"), config()).restarts == 1
 
 
 def test_the_network_is_in_the_protocols_mode_with_the_given_weights():
@@ -106,7 +108,7 @@ def test_the_network_is_in_the_protocols_mode_with_the_given_weights():
 
 
 def test_every_attack_is_told_what_it_lacks():
-    attack = configured("gi-z", config())
+    attack = adjusted(preset("gi-z"), config())
     with pytest.raises(AttackError, match="or choose an attack without one"):
         require_prior("gi-z", attack, None)
     generator = load_generator(Path("prior"))
@@ -117,14 +119,14 @@ def test_every_attack_is_told_what_it_lacks():
 
 
 def test_lpips_that_cannot_see_so_small_images_is_refused_at_once(monkeypatch):
-    class Blind:
+    class Blind(Lpips):
         def __init__(self, path):
             pass
 
         def __call__(self, preds, target):
             raise DataError("expected images of at least 17x17 pixels for LPIPS, got 8x8")
 
-    monkeypatch.setattr(module, "Lpips", Blind)
+    monkeypatch.setattr(inputs, "Lpips", Blind)
     with pytest.raises(DataError, match="for LPIPS"):
         prepare(config(lpips_weights="w.npz"))
 

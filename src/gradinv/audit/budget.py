@@ -2,23 +2,21 @@
 
 from collections.abc import Mapping
 
-from gradinv.attacks import Attack, preset
+from gradinv.attacks import PRESETS, Attack
 
 
-def budgets(attacks: Mapping[str, Attack]) -> dict[str, float]:
+def budgets(attacks: Mapping[str, Attack], given: Mapping[str, Attack]) -> dict[str, float]:
     """Returns the steps of each attack as a fraction of its preset's; 1 where it has no steps.
 
     Args:
         attacks: spec -> attack as it is run, with ``--steps-scale`` and the spec's own steps.
+        given: spec -> attack as it was handed in; an attack that is no preset is compared with it.
     """
-    return {
-        spec: attack.total_steps / usual if (usual := _usual_steps(spec)) else 1.0
-        for spec, attack in attacks.items()
-    }
-
-
-def _usual_steps(spec: str) -> int:
-    return preset(spec.partition(":")[0]).total_steps
+    fractions = {}
+    for spec, attack in attacks.items():
+        usual = PRESETS.get(spec.partition(":")[0], given[spec]).total_steps
+        fractions[spec] = attack.total_steps / usual if usual else 1.0
+    return fractions
 
 
 def budget_note(fractions: Mapping[str, float]) -> str | None:

@@ -8,6 +8,7 @@ after the other, resumes from a checkpoint and leaves one.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,7 @@ from gradinv.attacks.recursion.peeling import require_peelable
 from gradinv.audit.plan import Cell, derive_seed
 from gradinv.audit.rows import attack_row, finite, picture_tensors, to_uint8
 from gradinv.audit.setup import Setup
-from gradinv.audit.store import RunStore
+from gradinv.audit.store import Store
 from gradinv.data import ClientBatch
 from gradinv.evaluation.evaluate import Evaluation, evaluate, label_accuracy
 from gradinv.evaluation.lpips import Lpips
@@ -247,7 +248,7 @@ def check_runnable(setup: Setup) -> None:
 def compute_cell(
     setup: Setup,
     cell: Cell,
-    store: RunStore,
+    store: Store,
     *,
     stop: Callable[[], bool],
     report: Callable[[Beat], None],
@@ -266,11 +267,8 @@ def compute_cell(
     """
     batch = setup.client.batches[cell.batch]
     observation = observe_planned(setup, cell)
-    path = store.checkpoint_path(cell)
     seed = derive_seed(setup.config.seed, "attack", cell.batch)
-    watch = Watch(
-        cell.slug, save=lambda checkpoint: checkpoint.save(path), stop=stop, report=report
-    )
+    watch = Watch(cell.slug, save=partial(store.save_checkpoint, cell), stop=stop, report=report)
     try:
         reconstruction = attack_cell(
             observation,
@@ -280,7 +278,7 @@ def compute_cell(
             seed=seed,
             seconds=setup.config.seconds,
             callback=watch,
-            resume=Checkpoint.load(path) if path.exists() else None,
+            resume=store.load_checkpoint(cell),
         )
     except CellStopped:
         return False

@@ -3,15 +3,19 @@
 What an audit, an inversion, a watch and a learning have in common before each goes its own way.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from gradinv.attacks import Attack, preset
 from gradinv.audit.plan import AuditConfig
 from gradinv.data import ImageSet, load_images
 from gradinv.errors import ConfigError, DataError, PriorError
-from gradinv.federated import trainable
+from gradinv.evaluation.lpips import Lpips
+from gradinv.federated import Defense, parse_defense, trainable
 from gradinv.models import build_model, load_weights
 from gradinv.priors import Generator, embedded_prior, load_generator
 
@@ -33,6 +37,42 @@ def resolve_device(name: str) -> torch.device:
             "choose --device cpu"
         )
     return torch.device(name)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What an audit works on, loaded by a command or handed in by a caller.
+
+    Attributes:
+        attacks: name -> attack, before an audit's own factor on the steps.
+        defenses: spec -> what a client does to its update.
+        images: the client's images.
+        model: the network in the client's mode, on the device that is computed on.
+        prior: the server's generator, if there is one.
+        lpips: the perceptual metric, if its weights were given.
+    """
+
+    attacks: Mapping[str, Attack]
+    defenses: Mapping[str, tuple[Defense, ...]]
+    images: ImageSet
+    model: nn.Module
+    prior: Generator | None
+    lpips: Lpips | None
+
+
+def load_inputs(config: AuditConfig) -> Inputs:
+    """Loads everything that the settings of an audit name, in one pass.
+
+    Raises:
+        GradinvError: one of them is not what it should be.
+    """
+    attacks = {name: preset(name) for name in config.attack}
+    defenses = {spec: parse_defense(spec) for spec in config.defense}
+    images, model = images_and_network(config, config.data)
+    wanted = config.data is None and any(attack.uses_prior for attack in attacks.values())
+    prior = load_prior(config.prior, device=resolve_device(config.device), embedded=wanted)
+    lpips = None if config.lpips_weights is None else Lpips(Path(config.lpips_weights))
+    return Inputs(attacks, defenses, images, model, prior, lpips)
 
 
 def model_info(config: AuditConfig) -> dict[str, str]:

@@ -27,7 +27,7 @@ import torch
 from gradinv.audit.cell import Beat, check_runnable, compute_cell
 from gradinv.audit.plan import AuditConfig, Cell, cells_of
 from gradinv.audit.setup import Setup, prepare
-from gradinv.audit.store import RunStore
+from gradinv.audit.store import RunStore, Store
 from gradinv.audit.summary import assemble
 from gradinv.environment import cores
 from gradinv.errors import GradinvError
@@ -41,11 +41,15 @@ class AuditStopped(KeyboardInterrupt):
     """The audit was stopped by Ctrl-C; what is unfinished lies in checkpoints.
 
     Attributes:
-        folder: the run folder; the same audit with it as ``out`` continues.
+        folder: the run folder; the same audit with it as ``out`` continues. None where nothing
+            was written, so that nothing is left.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(f"stopped; {folder} holds what is needed to continue")
+    def __init__(self, folder: Path | None) -> None:
+        left = "nothing was kept; give out= to be able to continue"
+        if folder is not None:
+            left = f"{folder} holds what is needed to continue"
+        super().__init__(f"stopped; {left}")
         self.folder = folder
 
 
@@ -94,11 +98,33 @@ def run_audit(
         AuditStopped: by Ctrl-C.
         GradinvError: wrong settings or inputs, another audit in the folder, a full disk.
     """
-    monitor = monitor or Monitor()
     with one_thread():
         setup = prepare(config)
         check_runnable(setup)
-    store = RunStore(folder)
+    return run_cells(setup, RunStore(folder), monitor=monitor)
+
+
+def run_cells(
+    setup: Setup, store: Store, *, worker_setup: Setup | None = None, monitor: Monitor | None = None
+) -> dict[str, Any]:
+    """Runs the cells of an audit that was prepared and checked, or what is left of them.
+
+    Args:
+        setup: the audit.
+        store: where its cells go.
+        worker_setup: what worker processes get; they prepare the settings of ``setup`` again when
+            None, which needs everything in files.
+        monitor: hears about progress.
+
+    Returns:
+        The content of ``audit.json``.
+
+    Raises:
+        AuditStopped: by Ctrl-C.
+        GradinvError: another audit in the folder, a full disk.
+    """
+    monitor = monitor or Monitor()
+    config = setup.config
     store.claim(setup.identity())
     cells = cells_of(config)
     finished = [cell for cell in cells if store.is_finished(cell)]
@@ -113,8 +139,9 @@ def run_audit(
     workers = worker_count(config, setup.device, len(left))
     monitor.start(cells, finished, workers)
     with interruption() as interrupted:
-        if workers > 1:
-            _run_in_processes(config, left, store, workers, interrupted, monitor)
+        if workers > 1 and isinstance(store, RunStore):
+            given = worker_setup or config
+            _run_in_processes(given, left, store, workers, interrupted, monitor)
         else:
             _run_here(setup, left, store, interrupted, monitor)
         if not all(store.is_finished(cell) for cell in cells):
@@ -147,7 +174,7 @@ def one_thread() -> Iterator[None]:
 def _run_here(
     setup: Setup,
     cells: Sequence[Cell],
-    store: RunStore,
+    store: Store,
     interrupted: Callable[[], bool],
     monitor: Monitor,
 ) -> None:
@@ -168,7 +195,7 @@ def _run_here(
 
 
 def _run_in_processes(
-    config: AuditConfig,
+    given: AuditConfig | Setup,
     cells: Sequence[Cell],
     store: RunStore,
     workers: int,
@@ -187,7 +214,7 @@ def _run_in_processes(
         workers,
         mp_context=context,
         initializer=_start_worker,
-        initargs=(config, store.folder, stop, beats),
+        initargs=(given, store.folder, stop, beats),
     )
     try:
         with _signals_ignored():
@@ -219,11 +246,11 @@ def _run_in_processes(
 _WORKER: dict[str, Any] = {}
 
 
-def _start_worker(config: AuditConfig, folder: Path, stop: Any, beats: Any) -> None:
+def _start_worker(given: AuditConfig | Setup, folder: Path, stop: Any, beats: Any) -> None:
     """Runs once in every worker: one thread, deaf to Ctrl-C (the parent tells it to stop)."""
     ignore_signals()
     torch.set_num_threads(1)
-    _WORKER.update(config=config, store=RunStore(folder), stop=stop, beats=beats)
+    _WORKER.update(given=given, store=RunStore(folder), stop=stop, beats=beats)
     threading.Thread(target=_follow_parent, args=(stop,), daemon=True).start()
 
 
@@ -233,7 +260,8 @@ def _work(cell: Cell) -> bool:
     if stop.is_set():
         return False
     if "setup" not in _WORKER:
-        _WORKER["setup"] = prepare(_WORKER["config"])
+        given = _WORKER["given"]
+        _WORKER["setup"] = given if isinstance(given, Setup) else prepare(given)
     return compute_cell(
         _WORKER["setup"],
         cell,

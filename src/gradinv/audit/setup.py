@@ -7,23 +7,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gradinv.attacks import AnalyticAttack, Attack, preset, rank_analysis
+from gradinv.attacks import AnalyticAttack, Attack, rank_analysis
 from gradinv.attacks.recursion.ranks import rank_sentence
 from gradinv.audit.budget import budget_note, budgets
-from gradinv.audit.inputs import (
-    check_prior_fits,
-    images_and_network,
-    load_prior,
-    model_info,
-    resolve_device,
-)
+from gradinv.audit.inputs import Inputs, check_prior_fits, load_inputs, model_info
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.protocol import local_training_note, protocol_of, reveal_of
 from gradinv.data import ClientBatch, ImageSet, fingerprint_batches
@@ -32,7 +25,7 @@ from gradinv.errors import AttackError, ConfigError
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.lpips import Lpips
 from gradinv.evaluation.metrics import SSIM_WINDOW
-from gradinv.federated import Defense, FedAvg, Protocol, Reveal, parse_defense
+from gradinv.federated import Defense, FedAvg, Protocol, Reveal
 from gradinv.models import batch_norm_layers, fingerprint
 from gradinv.priors import Generator
 
@@ -61,10 +54,12 @@ class Server:
     Attributes:
         attacks: name -> attack, with the steps and restarts that were asked for.
         prior: the generator, if there is one.
+        budget: name -> the steps that it may do, as a fraction of the preset's.
     """
 
     attacks: Mapping[str, Attack]
     prior: Generator | None
+    budget: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +122,7 @@ class Setup:
                 **self.config.settings(),
                 "device": self.device.type,
                 "batch_norm_layers": len(batch_norm_layers(self.model)),
-                "budget": budgets(self.server.attacks),
+                "budget": dict(self.server.budget),
             },
             "versions": {name: known[name] for name in ("gradinv", "torch")},
             "inputs": {
@@ -176,7 +171,7 @@ class Setup:
             notes.append(
                 "LPIPS is absent: its SqueezeNet weights were not given (--lpips-weights FILE)."
             )
-        if (budget := budget_note(budgets(self.server.attacks))) is not None:
+        if (budget := budget_note(self.server.budget)) is not None:
             notes.append(budget)
         if self.config.batches == 1:
             notes.append("No confidence interval: it needs at least 2 batches.")
@@ -188,51 +183,40 @@ class Setup:
         return notes
 
 
-def prepare_client(config: AuditConfig) -> tuple[Client, nn.Module]:
-    """Loads the client's images and network.
-
-    Raises:
-        GradinvError: images, network, weights or a defence are not what they should be.
-    """
-    defenses = {spec: parse_defense(spec) for spec in config.defense}
-    images, model = images_and_network(config, config.data)
-    batches = images.batches(batch_size=config.batch_size, count=config.batches, seed=config.seed)
-    return Client(images, batches, defenses), model
-
-
-def prepare(config: AuditConfig) -> Setup:
-    """Loads and checks everything; whatever a user can have got wrong is said here.
+def prepare(config: AuditConfig, inputs: Inputs | None = None) -> Setup:
+    """Checks everything before the first step; whatever a user can have got wrong is said here.
 
     Deterministic: every process that prepares the same config holds the same things.
+
+    Args:
+        config: the settings.
+        inputs: what the audit works on; loaded as the settings name it when None.
 
     Raises:
         GradinvError: one of them, with what to do.
     """
     require_scorable(config.image_size)
-    attacks = {name: configured(name, config) for name in config.attack}
-    for name, attack in attacks.items():
+    inputs = inputs or load_inputs(config)
+    images = inputs.images
+    batches = images.batches(batch_size=config.batch_size, count=config.batches, seed=config.seed)
+    for name, attack in inputs.attacks.items():
         require_bn(name, attack, known=config.reveal_bn != "none")
-    device = resolve_device(config.device)
-    client, model = prepare_client(config)
-    wanted = config.data is None and any(attack.uses_prior for attack in attacks.values())
-    prior = load_prior(config.prior, device=device, embedded=wanted)
-    for name, attack in attacks.items():
-        require_prior(name, attack, prior)
-    if prior is not None:
-        check_prior_fits(prior, client.images.image_shape)
-    lpips = None if config.lpips_weights is None else Lpips(Path(config.lpips_weights))
-    if lpips is not None:
+        require_prior(name, attack, inputs.prior)
+    if inputs.prior is not None:
+        check_prior_fits(inputs.prior, images.image_shape)
+    if inputs.lpips is not None:
         # Tells now, not after the first attack, that the images are too small for it.
-        lpips(client.batches[0].images[:1], client.batches[0].images[:1])
+        inputs.lpips(batches[0].images[:1], batches[0].images[:1])
+    attacks = {name: adjusted(attack, config) for name, attack in inputs.attacks.items()}
     return Setup(
         config=config,
-        device=device,
-        model=model,
+        device=next(inputs.model.parameters()).device,
+        model=inputs.model,
         protocol=protocol_of(config),
         reveal=reveal_of(config),
-        client=client,
-        server=Server(attacks, prior),
-        judge=Judge(client.images, lpips, config.seed),
+        client=Client(images, batches, inputs.defenses),
+        server=Server(attacks, inputs.prior, budgets(attacks, inputs.attacks)),
+        judge=Judge(images, inputs.lpips, config.seed),
     )
 
 
@@ -249,13 +233,9 @@ def require_scorable(image_size: int) -> None:
         )
 
 
-def configured(name: str, config: AuditConfig) -> Attack:
-    """Returns the preset with the steps and restarts that were asked for.
-
-    Raises:
-        AttackError: there is no such attack.
-    """
-    attack = preset(name).scaled(config.steps_scale)
+def adjusted(attack: Attack, config: AuditConfig) -> Attack:
+    """Returns the attack with the steps and restarts that were asked for."""
+    attack = attack.scaled(config.steps_scale)
     return attack if config.restarts is None else attack.with_restarts(config.restarts)
 
 

@@ -11,16 +11,69 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
+from torch import Tensor
+
+from gradinv.attacks import Checkpoint
 from gradinv.audit.plan import NOT_IDENTITY, Cell, option
 from gradinv.errors import ConfigError, StorageError
 from gradinv.files import ensure_writable_folder, load_tensors, read_json, save_tensors, write_json
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 SCHEMA = 1
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where the cells of one audit lie, and where those are that were stopped."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder; None where nothing is written."""
+        ...
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Makes the place this audit's, or checks that it is this audit's already."""
+        ...
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether the cell need not be computed again."""
+        ...
+
+    def require_whole(self, cell: Cell) -> None:
+        """Checks that a finished cell can be read."""
+        ...
+
+    def load_row(self, cell: Cell) -> dict[str, Any]:
+        """Returns a finished cell's row."""
+        ...
+
+    def save_checkpoint(self, cell: Cell, checkpoint: Checkpoint) -> None:
+        """Stores where an unfinished cell is."""
+        ...
+
+    def load_checkpoint(self, cell: Cell) -> Checkpoint | None:
+        """Returns where an unfinished cell was stopped; None where it has not begun."""
+        ...
+
+    def save_cell(
+        self,
+        cell: Cell,
+        row: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        header: Mapping[str, Any],
+    ) -> None:
+        """Stores a finished cell and drops its checkpoint."""
+        ...
+
+    def write_audit(self, audit: Mapping[str, Any]) -> None:
+        """Stores the whole audit."""
+        ...
+
+
+def stored_row(cell: Cell, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a finished cell's row with the place of its pictures in the run folder."""
+    return {**row, "status": "finished", "files": f"cells/{cell.slug}.safetensors"}
 
 
 class RunStore:
@@ -74,6 +127,23 @@ class RunStore:
         """Returns where an unfinished cell's state lies."""
         return self.folder / "checkpoints" / f"{cell.slug}.safetensors"
 
+    def save_checkpoint(self, cell: Cell, checkpoint: Checkpoint) -> None:
+        """Stores where an unfinished cell is.
+
+        Raises:
+            StorageError: the folder cannot be written to, or the disk is full.
+        """
+        checkpoint.save(self.checkpoint_path(cell))
+
+    def load_checkpoint(self, cell: Cell) -> Checkpoint | None:
+        """Returns where an unfinished cell was stopped; None where it has not begun.
+
+        Raises:
+            StorageError: the file is no checkpoint; it says which one to delete.
+        """
+        path = self.checkpoint_path(cell)
+        return Checkpoint.load(path) if path.exists() else None
+
     def is_finished(self, cell: Cell) -> bool:
         """Whether the cell need not be computed again."""
         return self.json_path(cell).is_file() and self.tensors_path(cell).is_file()
@@ -82,7 +152,7 @@ class RunStore:
         self,
         cell: Cell,
         row: Mapping[str, Any],
-        tensors: Mapping[str, "Tensor"],
+        tensors: Mapping[str, Tensor],
         header: Mapping[str, Any],
     ) -> None:
         """Stores a finished cell and drops its checkpoint.
@@ -93,8 +163,7 @@ class RunStore:
             StorageError: the folder cannot be written to, or the disk is full.
         """
         save_tensors(self.tensors_path(cell), tensors, {"kind": "cell", "schema": SCHEMA, **header})
-        files = self.tensors_path(cell).relative_to(self.folder).as_posix()
-        write_json(self.json_path(cell), {**row, "status": "finished", "files": files})
+        write_json(self.json_path(cell), stored_row(cell, row))
         self.checkpoint_path(cell).unlink(missing_ok=True)
 
     def load_row(self, cell: Cell) -> dict[str, Any]:
@@ -148,18 +217,16 @@ class RunStore:
             "audit again: it attacks that batch again and no other"
         )
 
-    def write_audit(self, audit: Mapping[str, Any]) -> Path:
-        """Writes ``audit.json`` and returns its path.
+    def write_audit(self, audit: Mapping[str, Any]) -> None:
+        """Writes ``audit.json``.
 
         Raises:
             StorageError: the folder cannot be written to, or the disk is full.
         """
-        path = self.folder / "audit.json"
-        write_json(path, audit)
+        write_json(self.folder / "audit.json", audit)
         checkpoints = self.folder / "checkpoints"
         if checkpoints.is_dir() and not any(checkpoints.iterdir()):
             checkpoints.rmdir()
-        return path
 
 
 def _differences(stored: Any, identity: Mapping[str, Any]) -> list[str]:

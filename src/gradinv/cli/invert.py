@@ -11,14 +11,21 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from gradinv.attacks import AnalyticAttack, Attack, Checkpoint, Reconstruction, recover_labels
+from gradinv.attacks import (
+    AnalyticAttack,
+    Attack,
+    Checkpoint,
+    Reconstruction,
+    preset,
+    recover_labels,
+)
 from gradinv.attacks.recursion.peeling import require_peelable
 from gradinv.audit.cell import CellStopped, Watch, attack_cell
 from gradinv.audit.inputs import check_prior_fits, load_model, load_prior, resolve_device
 from gradinv.audit.plan import AuditConfig, Cell
 from gradinv.audit.rows import attack_row, picture_tensors
 from gradinv.audit.runner import interruption, one_thread
-from gradinv.audit.setup import configured, require_bn, require_prior
+from gradinv.audit.setup import adjusted, require_bn, require_prior
 from gradinv.audit.store import SCHEMA, RunStore
 from gradinv.cli.options import Invert
 from gradinv.cli.progress import AuditProgress
@@ -83,7 +90,7 @@ def _prepare(options: Invert) -> _Task:
         seed=options.seed,
         device=options.device,
     )
-    attack = configured(options.attack, config)
+    attack = adjusted(preset(options.attack), config)
     observation = Observation.load(Path(options.update))
     require_bn(
         options.attack,

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from gradinv.audit.cell import observe_cell
-from gradinv.audit.inputs import model_info
+from gradinv.audit.inputs import images_and_network, model_info
 from gradinv.audit.plan import AuditConfig, derive_seed
 from gradinv.audit.protocol import protocol_of, reveal_of
 from gradinv.audit.runner import one_thread
-from gradinv.audit.setup import prepare_client
 from gradinv.cli.options import Observe
 from gradinv.errors import ConfigError
+from gradinv.federated import parse_defense
 from gradinv.models import save_weights
 
 
@@ -50,12 +50,16 @@ def observe_update(options: Observe) -> None:
     )
     # One thread, as in an audit: sums depend on the number of threads.
     with one_thread():
-        client, model = prepare_client(config)
+        defenses = parse_defense(options.defense)
+        images, model = images_and_network(config, config.data)
+        batches = images.batches(
+            batch_size=config.batch_size, count=config.batches, seed=config.seed
+        )
         observation = observe_cell(
             model,
-            client.batches[options.batch],
+            batches[options.batch],
             protocol=protocol_of(config),
-            defenses=client.defenses[options.defense],
+            defenses=defenses,
             reveal=reveal_of(config),
             seed=derive_seed(config.seed, "defense", options.batch),
             model_info=model_info(config),

@@ -54,6 +54,17 @@ class ImageSet:
         Raises:
             DataError: a file cannot be decoded, or an index lies outside the set.
         """
+        chosen = self.within(indices)
+        decoded = "_everything" in self.__dict__  # for training a prior
+        pixels = self._everything[chosen] if decoded else self._stack(chosen)
+        return pixels.float() / 255
+
+    def within(self, indices: Sequence[int] | Int[Tensor, " batch"]) -> list[int]:
+        """Returns indices that lie in the set.
+
+        Raises:
+            DataError: one does not.
+        """
         chosen = [int(index) for index in indices]
         outside = [index for index in chosen if not 0 <= index < len(self)]
         if outside:
@@ -61,9 +72,7 @@ class ImageSet:
                 f"expected indices from 0 to {len(self) - 1} in {self.name}, got {outside[0]}; "
                 "choose images that the set has"
             )
-        decoded = "_everything" in self.__dict__  # for training a prior
-        pixels = self._everything[chosen] if decoded else self._stack(chosen)
-        return pixels.float() / 255
+        return chosen
 
     def all_images_uint8(self) -> UInt8[Tensor, "image channel height width"]:
         """Decodes every image, once; later calls return the same tensor.
