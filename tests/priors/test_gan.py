@@ -130,7 +130,7 @@ FAKE = SLOPE * LEVEL + OFFSET  # and of a generated one, 0.625
 @pytest.mark.parametrize(
     ("loss", "discriminator", "generator", "slope", "offset", "level"),
     [
-        # max(0, 1 - r) + max(0, 1 + f) and -f: Miyato et al. 2018, eqs. 16 and 17
+        # max(0, 1 - r) + max(0, 1 + f) and -f: the hinge loss of Miyato et al. 2018
         ("hinge", (1 - REAL) + (1 + FAKE), -FAKE, -0.2 + LEVEL, 0.0, -SLOPE),
         # -log s(r) - log(1 - s(f)) and -log s(f): Goodfellow et al. 2014, section 3
         (

@@ -197,6 +197,38 @@ def test_a_clip_changes_no_count(bias, defense):
         assert found.labels.tolist() == sorted(labels)
 
 
+@pytest.mark.parametrize("fraction", [0.9, 0.95])
+def test_a_dropped_coordinate_is_not_taken_for_a_zero(fraction):
+    """It was small, not zero: a fit to zeros finds too few of the classes with small rows."""
+    net = network()
+    for seed in range(6):
+        labels = random_labels(6, seed)
+        observed = update(net, batch_of(labels, seed=seed), f"sparsify:{fraction}")
+        assert recover_labels(observed, net).labels.tolist() == sorted(labels)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.1])
+def test_what_was_dropped_may_have_been_anything(kept):
+    """Coordinates dropped by lot, the largest too: their zeros would bind the fit wrongly."""
+    net = network()
+    for seed in range(4):
+        labels = random_labels(6, seed)
+        observed = update(net, batch_of(labels, seed=seed))
+        source = torch.Generator().manual_seed(seed)
+        weight = observed.gradient["head.weight"]
+        thin = weight * (torch.rand(weight.shape, generator=source) < kept)
+        found = recover_labels(
+            replace(
+                observed,
+                gradient={**observed.gradient, "head.weight": thin},
+                defenses=parse_defense(f"sparsify:{1 - kept:g}"),
+            ),
+            net,
+        )
+        assert found.labels.tolist() == sorted(labels)
+        assert found.gap < 0.01
+
+
 def test_noise_behind_a_sparsification_makes_no_coordinate_certain():
     net = network()
     for seed in range(5):
