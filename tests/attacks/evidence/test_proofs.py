@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gradinv.attacks.evidence.head import Head, find_head, random_images
 from gradinv.attacks.evidence.proofs import lone_images, proven_counts
-from gradinv.federated import FedAvg, Reveal, observe, parse_defense
+from gradinv.federated import FedAvg, FedSGD, Reveal, observe, parse_defense
 from gradinv.models import build_model
 from tests.attacks.evidence.test_labels import CLASSES, batch_of, network, update
 
@@ -126,6 +126,29 @@ def test_columns_of_several_local_steps_are_no_images():
     assert lone_images(trained).tolist() == [0, 0, 2, 0, 0, 0], "the test says nothing"
     assert proven_of(trained, batch=4, protocol=FedAvg(2, lr=0.1)) == [0, 0, 1, 0, 0, 0]
     assert proven_of(moves @ features, batch=4, protocol=FedAvg(1, lr=0.1))[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "protocol", "proof"),
+    [
+        # Four units in the last place of the largest weight, 1/2, over the rate, for each step.
+        (-4.1 * 2**-24 / 0.1, FedAvg(1, lr=0.1), True),
+        (-3.9 * 2**-24 / 0.1, FedAvg(1, lr=0.1), False),
+        (-4.1 * 2**-24 / 0.1, FedAvg(2, lr=0.1), False),
+        (-8.1 * 2**-24 / 0.1, FedAvg(2, lr=0.1), True),
+        (-4.1 * 2**-24 / 0.1, FedAvg(1, lr=0.01), False),
+        (-1e-9, FedSGD(), True),
+    ],
+)
+def test_what_the_rounding_of_weights_can_make_negative_proves_nothing(entry, protocol, proof):
+    sent = torch.ones(CLASSES, 8)
+    sent[4, 3] = entry
+    start = torch.linspace(-0.5, 0.3, CLASSES * 8).reshape(CLASSES, 8)
+    observed = replace(
+        update(network(), batch_of(LABELS)), gradient={"head.weight": sent}, protocol=protocol
+    )
+    head = Head("head", start, None, torch.ones(4, 8))
+    assert proven_counts(observed, head).tolist() == [0, 0, 0, 0, int(proof), 0]
 
 
 def test_too_many_images_take_nothing_from_the_classes_that_are_there():
