@@ -1,4 +1,5 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from gradinv.attacks.driver import Search
 from gradinv.attacks.evidence.penultimate import Clues
 from gradinv.attacks.presets import PRESETS
 from gradinv.attacks.recursion.peeling import peel
+from gradinv.attacks.search.optimizers import Stepper
 from gradinv.attacks.search.schedules import StepDecay
 from gradinv.attacks.search.spaces import OfGenerator, Pixels
 from gradinv.engine import ExactROperator, PlainDoubleBackward, engine_for
@@ -228,6 +230,65 @@ def test_restart_selection_is_the_arg_min_even_with_restarts_that_are_not_finite
     finite = found.objective[[1, 3]]
     assert found.best == (1 if finite[0] <= finite[1] else 3)
     assert torch.isfinite(found.images).all()
+
+
+def test_pixels_are_put_back_into_the_box_after_every_step(victim, observation):
+    """Not in the end alone: a pixel that wandered off would come back late."""
+    seen = []
+    attack = Attack("fast", (Stage(Pixels(), 5, Adam(3.0)),))  # in steps as wide as the box
+    invert(observation, victim, attack, callback=lambda p: seen.append(p.checkpoint()), seed=0)
+    assert len(seen) == 5
+    for checkpoint in seen:
+        images = 0.5 + 0.25 * checkpoint.tensors["space/u"]  # the victim's own units
+        assert -1e-6 <= images.min() < 1e-6
+        assert 1 - 1e-6 < images.max() <= 1 + 1e-6
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An optimiser that moves nothing and tells the costs that it was given, step by step."""
+
+    costs: tuple[tuple[float, ...], ...]
+    has_rate: ClassVar[bool] = True
+    has_gradient: ClassVar[bool] = True
+
+    def open(self, space, source) -> Stepper:
+        return StandingStepper(self.costs)
+
+
+class StandingStepper:
+    def __init__(self, costs):
+        self.costs = list(costs)
+
+    def step(self, cost, factor):
+        return torch.tensor(self.costs.pop(0))
+
+    def tensors(self):
+        return {}
+
+    def load(self, tensors):
+        pass
+
+
+@pytest.mark.parametrize("when", [0, 1, 2])
+def test_a_restart_that_was_once_not_finite_is_out_of_the_choice(victim, observation, when):
+    """Even where it stands best in the end: its path is no longer the method's."""
+
+    def run(costs):
+        attack = Attack("standing", (Stage(Pixels(), 3, Standing(costs)),), restarts=3)
+        return invert(observation, victim, attack, seed=0)
+
+    good = run(((1.0,) * 3,) * 3)
+    assert good.outcome is Outcome.COMPLETED
+    order = good.objective.argsort().tolist()
+    broken = [[1.0] * 3 for _ in range(3)]
+    broken[when][order[0]] = torch.nan
+    found = run(tuple(map(tuple, broken)))
+    assert found.best == order[1]
+    assert found.outcome is Outcome.SOME_NON_FINITE
+    expected = good.objective.clone()
+    expected[order[0]] = torch.inf
+    assert torch.equal(found.objective, expected)
 
 
 def test_when_no_restart_is_finite_the_outcome_says_so(victim, observation, monkeypatch):

@@ -8,6 +8,7 @@ from torch import nn
 
 from gradinv.attacks import Outcome, invert, preset
 from gradinv.attacks.driver import Search
+from gradinv.attacks.evidence.penultimate import Clues
 from gradinv.attacks.search.spaces import Solution
 from gradinv.attacks.standard import Standard
 from gradinv.data import ClientBatch
@@ -25,6 +26,37 @@ def test_all_stages_where_the_update_gives_features_away(victim, observation, pr
     assert spaces(attack.resolved(observation, victim, prior)) == [
         ("z", True), ("z", False), ("w", False),
     ]  # fmt: skip
+
+
+def searching(update, victim, prior) -> Search:
+    """The attack at its start."""
+    resolved = preset("standard").resolved(update, victim, prior)
+    return Search(update, victim, resolved, prior=prior, seed=0, seconds=None)
+
+
+@pytest.mark.parametrize("defense", ["none", "sparsify:0.8"])
+def test_starts_are_among_the_best_of_512_samples(victim, prior, defense, monkeypatch):
+    update = tiny_observation(victim, tiny_batch(), defense=defense)
+    judged, fits = [], Clues.fits
+
+    def judge(clues, model, images):
+        judged.append(images)
+        return fits(clues, model, images)
+
+    monkeypatch.setattr(Clues, "fits", judge)
+    search = searching(update, victim, prior)
+    assert [len(images) for images in judged] == [512]
+    starts = search.space().detach()
+    assert len(starts) == preset("standard").resolved(update, victim, prior).restarts
+    # The r-th best of 512 beats all but r of 512 other samples, give or take 5 sqrt(r).
+    with torch.no_grad():
+        others = prior(prior.sample_latents(4000, torch.Generator().manual_seed(99)))
+    clues = Clues.of(update, victim)
+    usual = clues.fits(victim, others)
+    for rank, images in enumerate(starts, start=1):
+        own = clues.fits(victim, images).diagonal()
+        better = (usual > own[:, None]).float().mean(dim=1)
+        assert (better < (rank + 5 * rank**0.5) / 512).all()
 
 
 def test_no_feature_stage_where_it_does_not(victim, observation, prior):
@@ -83,10 +115,7 @@ def shown(victim, observation, prior, monkeypatch):
     """What is shown of restarts with given costs, and at what costs of their means."""
 
     def of(images, objective, *means):
-        search = Search(
-            observation, victim, preset("standard").resolved(observation, victim, prior),
-            prior=prior, seed=0, seconds=None,
-        )  # fmt: skip
+        search = searching(observation, victim, prior)
         costs = FixedCosts(*means)
         monkeypatch.setattr(Search, "_cost", lambda self, progress: costs)
         return search._shown(Solution(images), torch.tensor(objective))
@@ -117,10 +146,7 @@ def test_images_of_one_label_are_averaged_with_their_likes(victim, prior):
     batch = tiny_batch()
     twins = ClientBatch(batch.images, torch.zeros_like(batch.labels), batch.ids)
     update = tiny_observation(victim, twins)
-    search = Search(
-        update, victim, preset("standard").resolved(update, victim, prior),
-        prior=prior, seed=0, seconds=None,
-    )  # fmt: skip
+    search = searching(update, victim, prior)
     images = torch.stack([batch.images, batch.images.flip(0)])
     picture, cost = search._shown(Solution(images), torch.tensor([1.0, 1.0]))
     assert torch.equal(picture, batch.images)

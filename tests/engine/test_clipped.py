@@ -109,6 +109,26 @@ def test_noise_in_front_of_a_clip_counts_with_the_length_that_it_usually_has(gen
             torch.testing.assert_close(value, clipped * a[name], rtol=0.02, atol=1e-4)
 
 
+@pytest.mark.parametrize("left", [0.5, 0.1])
+@pytest.mark.parametrize("more", ["", "+noise:2"])
+def test_noise_behind_a_sparsification_is_as_long_as_that_of_what_is_left(left, more, generator):
+    """Drawn, cut and measured here; the lengths of two independent vectors add as squares."""
+    spec = f"noise:3+sparsify:{1 - left:g}{more}+clip:50"
+    a = {
+        "a": torch.randn(40_000, generator=generator),
+        "b": torch.randn(10_000, generator=generator),
+    }
+    mask = {name: torch.rand(len(v), generator=generator) < left for name, v in a.items()}
+    cut = [a[name] + 3 * torch.randn(len(a[name]), generator=generator) for name in a]
+    sent = torch.cat([v * kept for v, kept in zip(cut, mask.values(), strict=True)])
+    if more:  # a client's noise covers the zeros too
+        sent = sent + 2 * torch.randn(len(sent), generator=generator)
+    found = Clipped(SquaredL2(), parse_defense(spec)).clipped(a, Target(a, mask))
+    for name, value in found.items():
+        expected = a[name] * mask[name] * 50 / sent.norm()
+        torch.testing.assert_close(value, expected, rtol=0.02, atol=1e-4)
+
+
 def test_a_part_of_a_clipped_gradient_has_no_length_to_compare():
     model, _, observation = double("clip:0.1")
     target = Target.of(observation).largest(1)

@@ -6,11 +6,14 @@ import torch
 
 from gradinv.cli import main
 from gradinv.errors import ConfigError, DataError, PriorError, StorageError
-from gradinv.files import load_tensors, save_tensors
-from gradinv.priors import embedded_prior, load_generator
+from gradinv.files import load_tensors, read_json, save_tensors
+from gradinv.priors import embedded_prior, load_generator, training
 from gradinv.priors.dcgan import DCGAN
+from gradinv.priors.gan import GanTrainer
 from gradinv.priors.generator import Adapted, load_card, save_generator
-from gradinv.priors.training import CHECKPOINT, TrainingConfig, train_prior
+from gradinv.priors.quality import measure_quality
+from gradinv.priors.samples import save_sample_grid
+from gradinv.priors.training import CHECKPOINT, LOG, TrainingConfig, train_prior
 
 TINY = TrainingConfig(base_channels=4, latent_dim=6, batch_size=8)
 
@@ -47,6 +50,72 @@ def test_a_stopped_training_resumes_to_the_same_weights(config, images, tmp_path
     assert card["steps"] == 5
     assert card["quality"] == quality.as_dict()
     assert (tmp_path / "b" / "samples.png").stat().st_size > 100
+
+
+def test_what_is_kept_shown_and_measured_is_the_average_of_the_weights(images, tmp_path):
+    prior, quality = train_prior(images, out=tmp_path, config=TINY, steps=4)
+    trainer = GanTrainer(images, TINY, torch.device("cpu"))
+    for _ in range(4):
+        trainer.step()
+    average, saved = trainer.average, load_generator(tmp_path)
+    last = trainer.generator.state_dict()["layers.0.weight"]
+    for name, value in average.state_dict().items():
+        assert name != "layers.0.weight" or not torch.equal(value, last)
+        assert torch.equal(saved.state_dict()[name], value), name
+        assert torch.equal(prior.state_dict()[name], value), name
+    assert quality == measure_quality(average, images / 255)
+    save_sample_grid(average, tmp_path / "own.png")
+    assert (tmp_path / "own.png").read_bytes() == (tmp_path / "samples.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("n", "count", "indices"),
+    [(10, 4, [0, 3, 6, 9]), (5, 5, [0, 1, 2, 3, 4]), (3, 7, [0, 1, 2]), (1, 3, [0])],
+)
+def test_quality_is_measured_all_over_the_images(n, count, indices):
+    assert training._spread(n, count).tolist() == indices
+
+
+@pytest.fixture
+def slow_steps(monkeypatch):
+    """Every step takes two seconds of a clock that otherwise stands still."""
+
+    class Clock:
+        now = 100.0
+
+        def perf_counter(self):
+            return self.now
+
+    clock = Clock()
+
+    def step(trainer):
+        clock.now += 2
+        trainer.step_count += 1
+        trainer.seconds += 2
+        return 1.0, 2.0
+
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(GanTrainer, "step", step)
+
+
+def test_minutes_are_of_sixty_seconds_over_all_calls(images, tmp_path, slow_steps):
+    seen = []
+    train_prior(images, out=tmp_path, config=TINY, minutes=0.1, callback=seen.append)
+    train_prior(images, out=tmp_path, config=TINY, minutes=0.3, callback=seen.append)
+    assert [progress.step for progress in seen] == [*range(1, 10)]
+    assert [progress.fraction for progress in seen] == pytest.approx(
+        [1 / 3, 2 / 3, 1, *[step / 9 for step in range(4, 10)]]
+    )
+    assert [progress.seconds for progress in seen] == [*range(2, 20, 2)]
+    # Eight images in two seconds: of this call, not of all that were seen since the first.
+    assert {progress.images_per_second for progress in seen} == {4.0}
+
+
+def test_checkpoints_are_apart_by_their_seconds(images, tmp_path, slow_steps):
+    train_prior(images, out=tmp_path, config=TINY, steps=10, checkpoint_seconds=5.0)
+    assert [(entry["step"], entry["seconds"]) for entry in read_json(tmp_path / LOG)] == [
+        (3, 6.0), (6, 12.0), (9, 18.0)
+    ]  # fmt: skip
 
 
 def test_another_configuration_cannot_continue(images, tmp_path):

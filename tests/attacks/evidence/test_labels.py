@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gradinv.attacks import invert, preset
+from gradinv.attacks.evidence import labels as label_module
+from gradinv.attacks.evidence.head import find_head, random_images
 from gradinv.attacks.evidence.labels import (
     LabelMethod,
     RecoveredLabels,
@@ -147,10 +149,13 @@ def test_one_label_is_exact(label, bias):
     assert (found.labels.tolist(), found.method, found.exact) == ([label], LabelMethod.IDLG, True)
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("label", [0, 1])
-def test_one_of_two_classes_without_a_bias(label):
+def test_one_of_two_classes(label, bias):
+    """The two rows are of one length there: their signs decide."""
     net = build_model("convnet", num_classes=2, channels=1, image_size=16, seed=0)
-    net.get_submodule("head").register_parameter("bias", None)
+    if not bias:
+        net.get_submodule("head").register_parameter("bias", None)
     assert recover_labels(update(net, batch_of([label])), net).labels.tolist() == [label]
 
 
@@ -195,6 +200,38 @@ def test_a_clip_changes_no_count(bias, defense):
         labels = random_labels(8, seed)
         found = recover_labels(update(net, batch_of(labels, seed=seed), defense), net)
         assert found.labels.tolist() == sorted(labels)
+
+
+@pytest.mark.parametrize("fraction", [0.9, 0.95])
+def test_a_dropped_coordinate_is_not_taken_for_a_zero(fraction):
+    """It was small, not zero: a fit to zeros finds too few of the classes with small rows."""
+    net = network()
+    for seed in range(6):
+        labels = random_labels(6, seed)
+        observed = update(net, batch_of(labels, seed=seed), f"sparsify:{fraction}")
+        assert recover_labels(observed, net).labels.tolist() == sorted(labels)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.1])
+def test_what_was_dropped_may_have_been_anything(kept):
+    """Coordinates dropped by lot, the largest too: their zeros would bind the fit wrongly."""
+    net = network()
+    for seed in range(4):
+        labels = random_labels(6, seed)
+        observed = update(net, batch_of(labels, seed=seed))
+        source = torch.Generator().manual_seed(seed)
+        weight = observed.gradient["head.weight"]
+        thin = weight * (torch.rand(weight.shape, generator=source) < kept)
+        found = recover_labels(
+            replace(
+                observed,
+                gradient={**observed.gradient, "head.weight": thin},
+                defenses=parse_defense(f"sparsify:{1 - kept:g}"),
+            ),
+            net,
+        )
+        assert found.labels.tolist() == sorted(labels)
+        assert found.gap < 0.01
 
 
 def test_noise_behind_a_sparsification_makes_no_coordinate_certain():
@@ -261,11 +298,56 @@ def test_what_does_not_fit_is_said():
         ([0.0, 0.0, 2.0], 2, [0, 0, 0], [0, 0, 2]),
         ([0.9, 0.9, 0.2], 2, [0, 0, 0], [1, 1, 0]),
         ([2.0, 1 - 1e-12, 1e-12], 3, [0, 1, 0], [2, 1, 0]),
+        ([1.7, 0.8, 0.5], 3, [0, 0, 1], [1, 1, 1]),
     ],
 )
 def test_whole_numbers_sum_to_the_batch(counts, batch, least, whole):
     real = torch.tensor(counts, dtype=torch.float64)
     assert _whole(real, batch, torch.tensor(least).double()).tolist() == whole
+
+
+def test_the_gap_is_the_largest_on_either_side(monkeypatch):
+    net = network()
+    solved = torch.tensor([1.3, 1.3, 1.4, 0.0, 0.0, 0.0], dtype=torch.float64)
+    monkeypatch.setattr(label_module, "_solve_counts", lambda _: solved)
+    found = recover_labels(update(net, batch_of([0, 1, 2, 2])), net)
+    assert found.counts.tolist() == [1, 1, 2, 0, 0, 0]
+    assert found.gap == pytest.approx(0.6)
+
+
+def test_features_are_kept_as_they_usually_are():
+    """Not negative behind a ReLU, and at most 1.5 times as long as usual; the bias's stays 1."""
+    net = network()
+    observed = update(net, batch_of([0, 1, 2, 2]))
+    head = find_head(net, random_images(8, (1, 16, 16), torch.Generator().manual_seed(0)))
+    own = label_module._Update.of(observed, head)
+    assert own.usual[:, :-1].norm(dim=1).mean().item() == pytest.approx(1)
+    features = head.weight.shape[1]
+    means = torch.zeros(3, features + 1, dtype=torch.float64)
+    means[0, :3] = torch.tensor([3.0, -9.0, 4.0])
+    means[1, :3] = torch.tensor([0.3, -0.2, 0.4])
+    means[2, :3] = torch.tensor([torch.nan, torch.inf, 1.0])
+    found = own.feasible(means)
+    expected = torch.zeros_like(means)
+    expected[0, :3] = torch.tensor([0.9, 0.0, 1.2])
+    expected[1, :3] = torch.tensor([0.3, 0.0, 0.4])
+    expected[2, 2] = 1.0
+    expected[:, -1] = 1.0
+    torch.testing.assert_close(found, expected)
+
+
+def test_under_a_sparsification_the_bias_is_fitted_and_the_columns_of_most_survivors():
+    net = network()
+    observed = update(net, batch_of([0, 1, 2, 2]), "sparsify:0.9")
+    weight = observed.gradient["head.weight"]
+    # A bias's gradient of any size says more than a column.
+    faint = {**observed.gradient, "head.bias": 1e-6 * observed.gradient["head.bias"]}
+    head = find_head(net, random_images(8, (1, 16, 16), torch.Generator().manual_seed(0)))
+    fitted = label_module._Update.of(replace(observed, gradient=faint), head).fitted
+    assert fitted is not None
+    assert weight.shape[1] in fitted
+    largest = weight.abs().sum(dim=0).argsort(descending=True)[: label_module.COLUMNS - 1]
+    assert set(fitted.tolist()) == {*largest.tolist(), weight.shape[1]}
 
 
 def test_searched_labels_are_the_most_probable_ones():

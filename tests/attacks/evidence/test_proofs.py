@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gradinv.attacks.evidence.head import Head, find_head, random_images
 from gradinv.attacks.evidence.proofs import lone_images, proven_counts
-from gradinv.federated import FedAvg, Reveal, observe
+from gradinv.federated import FedAvg, FedSGD, Reveal, observe, parse_defense
 from gradinv.models import build_model
 from tests.attacks.evidence.test_labels import CLASSES, batch_of, network, update
 
@@ -96,3 +96,62 @@ def test_features_that_images_share_are_no_images():
 
 def test_a_gradient_of_zeros_proves_nothing():
     assert lone_images(torch.zeros(CLASSES, 50, dtype=torch.float64)).sum() == 0
+
+
+def proven_of(weight: Tensor, *, batch: int, **changes) -> list[int]:
+    """What a gradient of the last layer proves, behind features that are never negative."""
+    observed = replace(
+        update(network(), batch_of(LABELS)), gradient={"head.weight": weight}, batch_size=batch,
+        **changes,
+    )  # fmt: skip
+    head = Head("head", torch.zeros_like(weight), None, torch.ones(4, weight.shape[1]).to(weight))
+    return proven_counts(observed, head).tolist()
+
+
+def test_columns_that_a_sparsification_made_parallel_are_no_images():
+    """One image's columns with other entries dropped look like several images of its class."""
+    moves, features = factors([0, 3])
+    (sparsify,) = parse_defense("sparsify:0.5")
+    cut = sparsify.apply({"w": moves @ features}, None)["w"]
+    assert lone_images(cut).tolist() == [2, 0, 0, 1, 0, 0], "the test says nothing"
+    assert proven_of(cut, batch=8, defenses=(sparsify,)) == [1, 0, 0, 1, 0, 0]
+
+
+def test_columns_of_several_local_steps_are_no_images():
+    """An image whose features fade at different speeds over two steps is still one image."""
+    moves, features = factors([2])
+    later = factors([2, 2])[0][:, 1:]
+    fading = torch.where(torch.arange(features.shape[1]) % 2 == 0, 1.0, 0.5)
+    trained = moves @ features + later @ (features * fading)
+    assert lone_images(trained).tolist() == [0, 0, 2, 0, 0, 0], "the test says nothing"
+    assert proven_of(trained, batch=4, protocol=FedAvg(2, lr=0.1)) == [0, 0, 1, 0, 0, 0]
+    assert proven_of(moves @ features, batch=4, protocol=FedAvg(1, lr=0.1))[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "protocol", "proof"),
+    [
+        # Four units in the last place of the largest weight, 1/2, over the rate, for each step.
+        (-4.1 * 2**-24 / 0.1, FedAvg(1, lr=0.1), True),
+        (-3.9 * 2**-24 / 0.1, FedAvg(1, lr=0.1), False),
+        (-4.1 * 2**-24 / 0.1, FedAvg(2, lr=0.1), False),
+        (-8.1 * 2**-24 / 0.1, FedAvg(2, lr=0.1), True),
+        (-4.1 * 2**-24 / 0.1, FedAvg(1, lr=0.01), False),
+        (-1e-9, FedSGD(), True),
+    ],
+)
+def test_what_the_rounding_of_weights_can_make_negative_proves_nothing(entry, protocol, proof):
+    sent = torch.ones(CLASSES, 8)
+    sent[4, 3] = entry
+    start = torch.linspace(-0.5, 0.3, CLASSES * 8).reshape(CLASSES, 8)
+    observed = replace(
+        update(network(), batch_of(LABELS)), gradient={"head.weight": sent}, protocol=protocol
+    )
+    head = Head("head", start, None, torch.ones(4, 8))
+    assert proven_counts(observed, head).tolist() == [0, 0, 0, 0, int(proof), 0]
+
+
+def test_too_many_images_take_nothing_from_the_classes_that_are_there():
+    moves, features = factors(LABELS)
+    assert proven_of(moves @ features, batch=6) == counted(LABELS).tolist()
+    assert proven_of(moves @ features, batch=4) == [1, 0, 0, 1, 0, 1]

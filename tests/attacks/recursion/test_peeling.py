@@ -270,6 +270,56 @@ def test_noise_behind_a_sparsification_makes_no_equations():
     torch.testing.assert_close(hidden.images, seen.images, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("build", [lambda: LeakyNet(4, 1, SIDE), Dense])
+def test_coordinates_that_were_dropped_say_nothing(build):
+    """Dropped by lot in every layer but the last; the others determine the image alone."""
+    model, batch = seeded(build), image()
+    observed = update(model, batch)
+    source = torch.Generator().manual_seed(5)
+    thin = {
+        name: value * (torch.rand(value.shape, generator=source) < 0.8)
+        if name.endswith("weight") and name not in {"head.weight", "last.weight"}
+        else value
+        for name, value in observed.gradient.items()
+    }
+    dropped = replace(observed, gradient=thin, defenses=parse_defense("sparsify:0.2"))
+    assert quality(invert(dropped, model, preset("r-gap")), batch) > 40
+
+
+@pytest.mark.parametrize("build", [lambda: LeakyNet(4, 1, SIDE), Dense])
+def test_a_known_bias_that_was_not_trained_is_still_in_the_logits(build):
+    model, batch = seeded(build), image()
+    bias = model.get_parameter("head.bias" if build is not Dense else "last.bias")
+    with torch.no_grad():
+        bias.copy_(torch.tensor([2.0, -1.0, 0.5, -3.0]))
+    bias.requires_grad_(False)
+    found = invert(update(model, batch), model, preset("r-gap"))
+    assert quality(found, batch) > 40
+
+
+def test_one_local_step_is_a_gradient_without_biases_too():
+    model, batch = seeded(without_bias).double(), image().to(dtype=torch.float64)
+    once = observe(model, batch, protocol=FedAvg(local_epochs=1, lr=0.05))
+    assert psnr(peel(once, model).image, batch.images, data_range=1.0) > 40
+
+
+def test_residuals_are_relative_and_the_input_layers_is_the_objective():
+    model, batch = seeded(lambda: LeakyNet(4, 1, SIDE)), image()
+    observed = update(model, batch, "noise:0.01")
+    found, peeled = invert(observed, model, preset("r-gap")), peel(observed, model)
+    weight, k = (observed.gradient[f"head.{name}"].double() for name in ("weight", "bias"))
+    # |W' - k h^T|^2 / |W'|^2 at its least over h, by Pythagoras.
+    own = 1 - (weight.T @ k).square().sum() / (k.square().sum() * weight.square().sum())
+    assert peeled.residuals[0] == pytest.approx(float(own))
+    inner = peeled.inner
+    error = inner.matrix @ inner.solution.flatten() - inner.right
+    relative = float(error.square().sum() / inner.right.square().sum())
+    assert found.matching == pytest.approx(relative)
+    assert found.objective.tolist() == pytest.approx([relative])
+    assert relative != pytest.approx(float(own), rel=0.1)
+    assert found.stages[0].cost[:, 0].tolist() == pytest.approx(list(peeled.residuals))
+
+
 class Shortcut(nn.Module):
     def __init__(self) -> None:
         super().__init__()

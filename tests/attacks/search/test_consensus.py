@@ -90,6 +90,23 @@ def test_the_penalty_is_the_distance_to_the_consensus(generator):
     assert torch.allclose(GroupConsistency(0.3)(seeds), expected, rtol=1e-5)
 
 
+def test_the_penalty_is_that_of_registered_seeds_not_of_their_blurred_mean(generator):
+    truth = pictures(generator, 2)
+    moved = torch.roll(truth, (1, 2), (2, 3))
+    penalty = GroupConsistency(0.5)(torch.stack([truth, truth, truth, moved]))
+    own = 0.5 * (moved - truth).flatten(1).norm(dim=1).mean()
+    torch.testing.assert_close(penalty, torch.stack([0 * own, 0 * own, 0 * own, own]))
+
+
+def test_the_order_is_that_of_least_squares_not_of_least_distances():
+    # Distances of reference and seed: 0 and 8, or 5 and 5. The sum is less one way, the squares
+    # are the other way.
+    reference = torch.tensor([[0.0, 0.0], [4.0, 3.0]])[:, None, None]
+    seed = torch.tensor([[0.0, 0.0], [-4.0, 3.0]])[:, None, None]
+    (ordered,) = in_one_order(seed[None], reference, torch.zeros(2, dtype=torch.long))
+    assert torch.equal(ordered, seed.flip(0))
+
+
 def test_a_single_seed_agrees_with_itself(generator):
     seed = pictures(generator, 1, 2).requires_grad_()
     penalty = GroupConsistency(1.0)(seed)

@@ -38,6 +38,18 @@ def test_the_whole_population_is_one_batch_and_the_best_point_is_kept():
         assert torch.equal(position(cost)[restart], own[bowl(own).argmin()])
 
 
+def test_the_best_point_of_all_populations_stays_when_later_ones_are_worse():
+    seen = []
+
+    def rising(x):
+        seen.append(x.clone())
+        return bowl(x) + 100.0 * len(seen)
+
+    cost = on(Landscape(rising), torch.zeros((1, 4)))
+    run(cost, CMA(population=6), 4)
+    assert torch.equal(position(cost)[0], seen[0][bowl(seen[0]).argmin()])
+
+
 def test_from_the_mean_the_first_population_is_a_draw_from_the_prior():
     seen = []
 

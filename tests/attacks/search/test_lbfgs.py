@@ -51,6 +51,85 @@ def test_it_needs_few_evaluations_and_none_once_it_has_settled(generator):
     assert landscape.evaluations == spent
 
 
+def narrow(x):
+    """Falls with slope 1 to a kink at 0, and rises fifty times as steeply behind it."""
+    return torch.where(x > 0, 50 * x, -x).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "start", "steps"),
+    [
+        (rosenbrock, [-1.2, 1.0], 12),
+        (rosenbrock, [0.999, 0.9], 6),
+        (narrow, [-1.6], 1),
+        (narrow, [-40.0], 1),
+    ],
+)
+def test_every_step_meets_both_wolfe_conditions(function, start, steps, generator):
+    """Nocedal & Wright 2006, eq. 3.6, of the points alone: s has the sign of the direction."""
+    cost = on(Landscape(function), torch.tensor([start], dtype=torch.float64))
+    stepper = LBFGS().open(cost.space, generator)
+
+    def at(x):
+        x = x.detach().requires_grad_()
+        value = function(x).sum()
+        return value.detach(), torch.autograd.grad(value, x)[0]
+
+    for _ in range(steps):
+        before = position(cost).clone()
+        stepper.step(cost, 1.0)
+        s = position(cost) - before
+        (value, gradient), (there, ahead) = at(before), at(position(cost))
+        slope = (gradient * s).sum()
+        assert slope < 0
+        assert there <= value + 1e-4 * slope
+        assert (ahead * s).sum() >= 0.9 * slope
+
+
+def test_a_line_search_that_finds_nothing_is_tried_anew_down_the_slope(generator):
+    """A wall that the step learned from the history jumps into, and a plain one does not."""
+
+    def walled(x):
+        return torch.where(x < -5, 0.05 * x.square(), torch.inf).sum(1)
+
+    cost = on(Landscape(walled), torch.tensor([[-10.0]], dtype=torch.float64))
+    stepper = LBFGS(probes=1).open(cost.space, generator)
+    seen = []
+    for _ in range(3):
+        stepper.step(cost, 1.0)
+        seen.append(position(cost).item())
+    # The slope is x / 10: 1 down it; then 10 times the slope of 0.9, which is refused; then 0.9.
+    assert seen == pytest.approx([-9.0, -9.0, -8.1])
+
+
+def test_a_pair_of_negative_curvature_is_not_learned_from(generator):
+    cost = on(Landscape(lambda x: -x.square().sum(1)), torch.tensor([[0.3, -0.2]]))
+    stepper, _ = run(cost, LBFGS(probes=3), 1, generator)
+    gradient = -2 * position(cost)
+    assert gradient.abs().sum() > 1  # the hill has been left some way
+    torch.testing.assert_close(stepper._direction(), -gradient / gradient.abs().sum())
+
+
+def test_a_point_without_a_finite_gradient_is_not_stepped_on(generator):
+    cost = on(Landscape(lambda x: x.square().sqrt().sum(1)), torch.tensor([[1.0]]))
+    stepper, _ = run(cost, LBFGS(), 1, generator)  # the first try is 0, where sqrt has no slope
+    assert 0 < position(cost).item() < 0.01
+    for value in stepper.tensors().values():
+        assert torch.isfinite(value).all()
+
+
+def test_a_point_moved_by_others_is_left_down_its_own_slope(generator):
+    cost = on(Landscape(rosenbrock), torch.tensor([[-1.0, 2.0]], dtype=torch.float64))
+    stepper, _ = run(cost, LBFGS(), 5, generator)
+    with torch.no_grad():
+        next(cost.space.parameters()).fill_(2.0)
+    stepper.step(cost, 1.0)
+    step = (position(cost) - 2.0)[0]
+    gradient = torch.tensor([1602.0, -400.0], dtype=torch.float64)  # at (2, 2), by hand
+    cosine = (step @ gradient) / (step.norm() * gradient.norm())
+    assert cosine.item() == pytest.approx(-1)
+
+
 def test_restarts_do_not_see_each_other(generator):
     starts = torch.randn((3, 4), generator=generator, dtype=torch.float64)
     together = on(Landscape(rosenbrock), starts)

@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -20,6 +23,30 @@ def test_pixels_are_held_in_normalised_units_and_stay_in_the_box(scene, generato
     images = torch.rand((3, 2, 1, 8, 8), generator=generator)
     again = Pixels().open(scene, Solution(images), 3, generator)
     assert torch.allclose(again(), images, atol=1e-6)
+
+
+def test_pixels_are_in_the_box_from_the_start_and_leave_it_on_neither_side(scene, generator):
+    space = Pixels().open(scene, None, 3, generator)
+    assert -1e-6 <= space().min() < 1e-6  # mean 0.4 and std 0.2: some start below, some above
+    assert 1 - 1e-6 < space().max() <= 1 + 1e-6
+    inside = ((space() > 0.01) & (space() < 0.99)).float().mean()
+    assert inside > 0.9
+    space.u.data -= 100
+    space.project()
+    assert space().abs().max() < 1e-6
+
+
+def test_soft_labels_are_a_distribution_over_the_classes(scene, generator):
+    space = Pixels(soft_labels=True).open(replace(scene, num_classes=3), None, 2, generator)
+    labels, logits = space.labels(), space.logits
+    assert labels is not None
+    assert logits is not None
+    assert labels.shape == (2, 2, 3)
+    for row, given in zip(
+        labels.flatten(0, 1).tolist(), logits.flatten(0, 1).tolist(), strict=True
+    ):
+        total = sum(math.exp(value) for value in given)
+        assert row == pytest.approx([math.exp(value) / total for value in given], rel=1e-5)
 
 
 def test_without_a_box_only_the_picture_is_clipped(scene, generator):
@@ -87,7 +114,5 @@ def test_a_solution_survives_as_tensors(scene, generator):
 
 
 def test_a_generator_is_asked_for(scene, generator):
-    from dataclasses import replace
-
     with pytest.raises(AttackError, match=r"expected a prior.*'gradinv prior train'"):
         OfGenerator(latents=True).open(replace(scene, prior=None), None, 1, generator)
