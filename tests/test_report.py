@@ -32,6 +32,7 @@ from gradinv.report import (
     write_report,
 )
 from gradinv.report.charts import MAX_POINTS, cost_chart, strips
+from gradinv.report.poster import grid_png
 from gradinv.report.settings import settings_of
 from gradinv.report.words import defense_words, duration, interval, number, plain, significant
 
@@ -1051,3 +1052,14 @@ def test_report_that_cannot_be_written(run):
     (run / "report.html").mkdir()
     with pytest.raises(StorageError, match=r"expected to write .*report.html, got"):
         write_report(run)
+
+
+def test_a_grid_has_rows_of_eight_on_white(tmp_path):
+    images = torch.zeros(9, 3, 4, 4, dtype=torch.uint8)
+    images[8] = 200
+    (tmp_path / "grid.png").write_bytes(grid_png(images, side=8))
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size == (8 * 8, 2 * 8)
+        assert picture.getpixel((0, 0)) == (0, 0, 0)
+        assert picture.getpixel((0, 8)) == (200, 200, 200)
+        assert picture.getpixel((8, 8)) == (255, 255, 255)

@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from gradinv.api.progress import AuditProgress
 from gradinv.audit import cell as cell_module
+from gradinv.audit import inversion as inversion_module
 from gradinv.audit.cell import observe_planned
+from gradinv.audit.inputs import load_prior
 from gradinv.audit.plan import Cell, derive_seed
 from gradinv.audit.runner import run_audit
 from gradinv.audit.setup import prepare
-from gradinv.cli import invert as module
 from gradinv.cli import main
-from gradinv.cli.invert import grid_png
 from gradinv.federated import FedAvg, Observation
 from gradinv.files import load_tensors, save_tensors
 from gradinv.priors.dcgan import DCGAN
@@ -159,7 +160,7 @@ def test_a_finished_attack_is_not_run_again(update, capsys, monkeypatch):
     def refuse(*arguments, **settings):
         raise AssertionError("run again")
 
-    monkeypatch.setattr(module, "attack_cell", refuse)
+    monkeypatch.setattr(inversion_module, "attack_cell", refuse)
     assert main([*INVERT, "--out", "inverted"]) == 0
     assert capsys.readouterr().out in first
 
@@ -178,7 +179,7 @@ def test_the_same_update_under_another_path_is_the_same_attack(update, capsys):
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_continues(update, capsys, monkeypatch):
     whole = [*INVERT, "--out", "whole"]
     assert main(whole) == 0
-    original = module.AuditProgress.beat
+    original = AuditProgress.beat
     pressed = []
 
     def press_once(self, beat):
@@ -188,7 +189,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_continues(update, capsy
         original(self, beat)
 
     monkeypatch.setattr(cell_module, "BEAT_SECONDS", 0.0)
-    monkeypatch.setattr(module.AuditProgress, "beat", press_once)
+    monkeypatch.setattr(AuditProgress, "beat", press_once)
     parts = [*INVERT, "--out", "parts"]
     capsys.readouterr()
     assert main(parts) == 130
@@ -322,20 +323,9 @@ def test_the_embedded_prior_can_be_named(update, capsys, monkeypatch):
 
     def stand_in():
         called.append(1)
-        return module.load_prior("prior", device=torch.device("cpu"), embedded=False)
+        return load_prior("prior", device=torch.device("cpu"), embedded=False)
 
     monkeypatch.setattr("gradinv.audit.inputs.embedded_prior", stand_in)
     arguments = ["--attack", "gi-z", "--prior", "embedded", "--restarts", "1", "--out", "i"]
     assert main(changed(INVERT, arguments)) == 0
     assert called == [1]
-
-
-def test_a_grid_has_rows_of_eight_on_white():
-    images = torch.zeros(9, 3, 4, 4, dtype=torch.uint8)
-    images[8] = 200
-    Path("grid.png").write_bytes(grid_png(images, side=8))
-    with Image.open("grid.png") as picture:
-        assert picture.size == (8 * 8, 2 * 8)
-        assert picture.getpixel((0, 0)) == (0, 0, 0)
-        assert picture.getpixel((0, 8)) == (200, 200, 200)
-        assert picture.getpixel((8, 8)) == (255, 255, 255)

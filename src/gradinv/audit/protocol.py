@@ -1,5 +1,7 @@
 """The client's protocol and the threat model, from the settings of an audit."""
 
+from typing import Any
+
 from gradinv.audit.plan import AuditConfig
 from gradinv.federated import FedAvg, FedSGD, Protocol, Reveal
 
@@ -27,6 +29,28 @@ def reveal_of(config: AuditConfig) -> Reveal:
         bn_statistics=config.reveal_bn,
         order=config.reveal_order,
     )
+
+
+def settings_of(protocol: Protocol, reveal: Reveal) -> dict[str, Any]:
+    """Returns the settings of an audit that :func:`protocol_of` and :func:`reveal_of` read.
+
+    All but the mode, which belongs to the network.
+    """
+    settings: dict[str, Any] = {
+        "protocol": "fedsgd",
+        "hide_labels": not reveal.labels,
+        "reveal_bn": reveal.bn_statistics,
+        "reveal_order": reveal.order,
+    }
+    if isinstance(protocol, FedAvg):
+        settings |= {
+            "protocol": "fedavg",
+            "local_epochs": protocol.local_epochs,
+            "local_batch_size": protocol.batch_size,
+            "local_lr": protocol.lr,
+            "local_momentum": protocol.momentum,
+        }
+    return settings
 
 
 def local_training_note(protocol: FedAvg, reveal: Reveal, count: int) -> str:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from gradinv.api.progress import AuditProgress
 from gradinv.audit.budget import budget_note
 from gradinv.audit.runner import AuditStopped, run_audit
 from gradinv.cli.options import Audit, Report
-from gradinv.cli.progress import AuditProgress
 from gradinv.cli.stopping import Stopped, run_folder
-from gradinv.cli.text import print_line, print_paragraph, report_console
 from gradinv.report import terminal_table, verdict_line, write_report
+from gradinv.report.text import print_line, print_paragraph, report_console
 
 
 def audit(options: Audit) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from gradinv.api.progress import WorkProgress, left_words
 from gradinv.audit.inputs import (
     check_prior_fits,
     client_images,
@@ -21,9 +22,7 @@ from gradinv.audit.inputs import (
 )
 from gradinv.audit.runner import ignore_signals, interruption, one_thread
 from gradinv.cli.options import LearnPrior
-from gradinv.cli.progress import WorkProgress, left_words
 from gradinv.cli.stopping import stop_if
-from gradinv.cli.text import print_line
 from gradinv.errors import ConfigError
 from gradinv.federated import Federation, Reveal, parse_defense, simulate
 from gradinv.files import output_folder, read_json
@@ -39,6 +38,7 @@ from gradinv.metalearning.learning import LOG
 from gradinv.priors import Generator
 from gradinv.priors.dcgan import DCGAN
 from gradinv.report.curve import write_curve
+from gradinv.report.text import print_line
 
 UPDATES = "updates"
 _CURVE_SECONDS = 60.0

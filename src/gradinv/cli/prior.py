@@ -7,12 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradinv.api.progress import WorkProgress, left_words
 from gradinv.audit.inputs import EMBEDDED, resolve_device
 from gradinv.audit.runner import interruption
 from gradinv.cli.options import PriorShow, PriorTrain
-from gradinv.cli.progress import WorkProgress, left_words
 from gradinv.cli.stopping import Stopped
-from gradinv.cli.text import print_line, report_console
 from gradinv.data import load_images
 from gradinv.errors import ConfigError
 from gradinv.files import output_folder
@@ -26,6 +25,7 @@ from gradinv.priors.training import (
     fast_precision,
     train_prior,
 )
+from gradinv.report.text import print_line, report_console
 from gradinv.seeds import require_seed
 
 DEFAULT_MINUTES = 30.0

@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradinv.api.progress import AuditProgress, WorkProgress
 from gradinv.audit.runner import AuditStopped, Monitor, interruption
 from gradinv.audit.watching import RECORD, Watcher, watch
 from gradinv.cli.learn_prior import show_learning, show_simulation, untrained
 from gradinv.cli.options import Watch
-from gradinv.cli.progress import AuditProgress, WorkProgress
 from gradinv.cli.stopping import Stopped, run_folder, stop_if
-from gradinv.cli.text import print_line, print_paragraph, report_console
 from gradinv.federated import Federation
 from gradinv.metalearning import LearningConfig, LearningProgress
 from gradinv.report.curve import write_curve
+from gradinv.report.text import print_line, print_paragraph, report_console
 from gradinv.report.words import interval, number, percent
 
 

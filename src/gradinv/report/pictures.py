@@ -75,6 +75,11 @@ def read_cell(path: Path) -> CellPictures:
         raise StorageError(
             f"expected whole pictures of a cell in {path}, got {'; '.join(problems)}; {mend}"
         )
+    return cell_pictures(tensors, header)
+
+
+def cell_pictures(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> CellPictures:
+    """Returns the pictures among the tensors of a cell, which must be whole."""
     return CellPictures(
         original=tensors["original"],
         reconstruction=tensors["reconstruction"],

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -143,3 +144,22 @@ def _rows(
                 )
             )
     return rows
+
+
+def grid_png(images: UInt8[Tensor, "batch channel height width"], *, side: int = 128) -> bytes:
+    """Returns the images in one row (rows of 8), each enlarged to about ``side`` pixels."""
+    from PIL import Image
+
+    count, channels, height, width = images.shape
+    columns = min(8, count)
+    rows = -(-count // columns)
+    factor = max(1, side // height)
+    sheet = torch.full((rows * columns, channels, height, width), 255, dtype=torch.uint8)
+    sheet[:count] = images
+    sheet = sheet.view(rows, columns, channels, height, width).permute(0, 3, 1, 4, 2)
+    pixels = sheet.reshape(rows * height, columns * width, channels).numpy()
+    picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    size = (picture.width * factor, picture.height * factor)
+    buffer = io.BytesIO()
+    picture.resize(size, Image.Resampling.NEAREST).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -3,9 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
+from gradinv.api.progress import AuditProgress, TimeLeft, WorkProgress, left_words
 from gradinv.audit.cell import Beat
 from gradinv.audit.plan import Cell
-from gradinv.cli.progress import AuditProgress, TimeLeft, WorkProgress, left_words
 
 CELLS = (Cell("gi-x", "none", 0), Cell("gi-x", "none", 1), Cell("gi-z", "none", 0))
 

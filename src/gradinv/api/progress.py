@@ -1,24 +1,31 @@
 """What runs and how long it will take, on standard error.
 
-A terminal shows bars, for an audit one for each running cell and one for all; elsewhere a line
-comes every ten seconds, so that a log stays readable.
+A terminal or a notebook shows bars, for an audit one for each running cell and one for all;
+elsewhere a command prints a line every ten seconds, so that a log stays readable.
 """
 
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import Progress as Bars
 
 from gradinv.audit.cell import Beat
 from gradinv.audit.plan import Cell
 from gradinv.audit.runner import Monitor
-from gradinv.cli.text import print_line
+from gradinv.report.text import print_line
 from gradinv.report.words import duration
 
 LINE_SECONDS = 10.0
+
+Progress = Callable[[float, str], None] | bool | None
+"""How a caller wants to hear of progress: a function of the fraction done and a line of text, or
+False for not at all; None for bars where they can be shown."""
+
 # Below that a cell's own pace is not known well enough to foretell its end.
 _LEAST_FRACTION = 0.02
 
@@ -80,16 +87,22 @@ def left_words(seconds: float | None) -> str:
     return "time left unknown" if seconds is None else f"about {duration(seconds)} left"
 
 
-def new_bars(console: Console) -> Progress:
+def shows_bars(console: Console) -> bool:
+    """Whether bars can move there: on a terminal, or in a notebook that has the widgets for it."""
+    widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    return console.is_terminal or widgets
+
+
+def new_bars(console: Console) -> Bars:
     """Returns bars with a text on both sides, for a terminal."""
-    return Progress(
+    return Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[detail]}"),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not shows_bars(console),
     )
 
 
@@ -126,7 +139,7 @@ class WorkProgress:
     def advance(self, fraction: float, detail: str) -> None:
         """Says that ``fraction`` of the work is done."""
         self.bars.update(self.task, completed=fraction, detail=detail)
-        if not self.console.is_terminal and self.clock() - self.printed >= LINE_SECONDS:
+        if not shows_bars(self.console) and self.clock() - self.printed >= LINE_SECONDS:
             self.printed = self.clock()
             self.say(f"{self.what} {fraction:.0%}, {detail}")
 
@@ -217,7 +230,7 @@ class AuditProgress(Monitor):
         left = left_words(self.time.left())
         if self.overall is not None:
             self.bars.update(self.overall, completed=self.time.fraction, detail=left)
-        if not self.console.is_terminal and self.clock() - self.printed >= LINE_SECONDS:
+        if not shows_bars(self.console) and self.clock() - self.printed >= LINE_SECONDS:
             running = "; ".join(
                 f"{cell_words(self.cells[slug])} {beat.fraction:.0%}"
                 for slug, beat in self.running.items()
@@ -233,6 +246,49 @@ class AuditProgress(Monitor):
         self.console.print(
             f"gradinv: {line}", highlight=False, markup=False, soft_wrap=True, style="dim"
         )
+
+
+class Told(Monitor):
+    """Tells a function how far an audit is.
+
+    Args:
+        tell: called with the fraction done, 0 to 1, and a line of text.
+    """
+
+    def __init__(self, tell: Callable[[float, str], None]) -> None:
+        self.tell = tell
+        self.time = TimeLeft({}, finished=0, workers=1)
+
+    def start(self, cells: Sequence[Cell], finished: Sequence[Cell], workers: int) -> None:
+        """Says that it begins."""
+        attacks = {cell.slug: cell.attack for cell in cells if cell not in finished}
+        self.time = TimeLeft(attacks, finished=len(finished), workers=workers)
+        self.tell(self.time.fraction, f"{_count(len(cells), 'attack run')}")
+
+    def beat(self, beat: Beat) -> None:
+        """Says how far it is."""
+        self.time.beat(beat.slug, beat.fraction, beat.seconds)
+        detail = f"{beat.slug}: {beat.stage} {beat.step}/{beat.steps}, cost {beat.cost:.3g}"
+        self.tell(self.time.fraction, f"{detail}, {left_words(self.time.left())}")
+
+    def finish(self, cell: Cell) -> None:
+        """Says that a cell is finished."""
+        self.time.finish(cell.slug)
+        self.tell(self.time.fraction, f"finished {cell_words(cell)}")
+
+
+@contextmanager
+def monitor_of(progress: Progress) -> Iterator[Monitor]:
+    """Gives what hears about an audit's progress, as the caller wants it."""
+    if callable(progress):
+        yield Told(progress)
+        return
+    shown = AuditProgress()
+    if progress is False or (progress is None and not shows_bars(shown.console)):
+        yield Monitor()
+        return
+    with shown.shown():
+        yield shown
 
 
 def _count(number: int, what: str) -> str:

@@ -1,0 +1,9 @@
+"""What one calls from Python; :mod:`gradinv` itself has these names.
+
+Functions here take what a caller holds, models and tensors, and write nothing unless asked to.
+"""
+
+from gradinv.api.auditing import AuditResult, DefenseVerdict, audit
+from gradinv.api.updates import Found, invert, observe
+
+__all__ = ["AuditResult", "DefenseVerdict", "Found", "audit", "invert", "observe"]
