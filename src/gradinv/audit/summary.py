@@ -34,6 +34,7 @@ def assemble(setup: Setup, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             **identity["settings"],
             "channels": channels,
             "image_size": image_size,
+            "image_shape": list(images.image_shape),
             "prior": setup.config.prior or (EMBEDDED if setup.server.prior else None),
             "labels_known": setup.reveal.labels,
             "threads_per_cell": 1,

@@ -129,11 +129,12 @@ def _facts(config: Mapping[str, Any], specs: Iterable[str]) -> tuple[tuple[str, 
     revealed = str(config.get("reveal_bn"))
     without_norm, prior = config.get("batch_norm_layers") == 0, config.get("prior")
     budget = findings.budget(config)
-    side = config.get("image_size")
+    shape = config.get("image_shape") or (None, config.get("image_size"), config.get("image_size"))
+    pixels = "\u00a0×\u00a0".join(map(str, shape[1:])) if is_number(shape[1]) else None
     name = images.get("name") if isinstance(images, Mapping) else config.get("data")
     return (
         ("Client model", plain(config.get("model"))),
-        ("Images", f"{plain(name)}, {side}\u00a0×\u00a0{side}" if is_number(side) else plain(name)),
+        ("Images", f"{plain(name)}, {pixels}" if pixels else plain(name)),
         ("Batch size", plain(config.get("batch_size"))),
         ("Batches", plain(config.get("batches"))),
         ("Defence", ", ".join(clean(spec) for spec in specs) or plain(None)),

@@ -164,6 +164,12 @@ def test_equations_are_those_of_the_network():
     assert torch.allclose(system.solution.flatten(), pseudo, atol=1e-6)
 
 
+def test_a_network_without_a_convolution_leaves_nothing_open():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 3)).eval()
+    assert rank_analysis(model, (1, SIDE, SIDE)) == ()
+    assert "determine the input of every layer" in rank_sentence(())
+
+
 def test_what_is_open_is_said_beforehand_and_the_solution_of_least_norm_is_taken():
     model = seeded(lambda: LeakyNet(4, 1, SIDE, widths=(1, 12)))
     first, second = rank_analysis(model, (1, SIDE, SIDE))
