@@ -28,6 +28,7 @@ from gradinv.errors import ObservationError
 from gradinv.federated import Observation, check_fits, format_defenses
 from gradinv.files import read_json, save_tensors, write_bytes, write_json
 from gradinv.models import fingerprint
+from gradinv.models.footprint import require_fits
 from gradinv.priors import Generator
 
 RESULT = "invert.json"
@@ -102,6 +103,12 @@ def _prepare(options: Invert) -> _Task:
         device=device,
     )
     check_fits(observation, model)
+    require_fits(
+        model,
+        (observation.batch_size, *observation.image_shape),
+        lower="batch_size or image_shape: is the update's header right?",
+        error=ObservationError,
+    )
     prior = load_prior(options.prior, device=device, embedded=False)
     require_prior(options.attack, attack, prior)
     if prior is not None:
