@@ -1,11 +1,15 @@
 """Tensors on disk: what is told about a file that is not what it should be."""
 
+import json
+import struct
+import time
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from gradinv.errors import StorageError
-from gradinv.files import HEADER_KEY, load_tensors, output_folder, save_tensors
+from gradinv.files import HEADER_KEY, load_tensors, output_folder, read_json, save_tensors
 
 
 def test_round_trip(tmp_path):
@@ -53,3 +57,58 @@ def test_a_folder_of_results_goes_again_where_nothing_came_of_it(tmp_path):
     with output_folder(tmp_path / "kept") as path:
         pass
     assert path.is_dir()
+
+
+@pytest.mark.parametrize("padding", range(0, 64, 4))
+def test_loaded_tensors_have_memory_of_their_own(tmp_path, padding):
+    path = tmp_path / "a.safetensors"
+    tensors = {"a": torch.rand(7, 3), "b": torch.rand(1), "c": torch.rand(5).half()}
+    header = {"padding": "x" * padding, "text": 1}
+    save_tensors(path, tensors, header)
+    loaded, _ = load_tensors(path, what="a test")
+    path.write_bytes(b"\xff" * path.stat().st_size)  # the same file, not a new one
+    for name, tensor in tensors.items():
+        there = loaded[name]
+        assert there.data_ptr() % 64 == 0
+        assert there.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        assert torch.equal(there, tensor)
+
+
+def claim(path, shape, end) -> None:
+    """Writes a file of 4 bytes whose header claims a tensor of another size."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"1234")
+
+
+@pytest.mark.parametrize(
+    ("shape", "end"),
+    [([2**40], 2**42), ([2**40], 4), ([2**62, 2**62], 4), ([1], 2**62), ([2**40, 0, 1], 4)],
+)
+def test_a_header_that_claims_more_than_the_file_holds(tmp_path, shape, end):
+    path = tmp_path / "a.safetensors"
+    claim(path, shape, end)
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=r"expected a test as a safetensors file .* got a trunc"):
+        load_tensors(path, what="a test", foreign=True)
+    assert time.monotonic() - started < 1
+
+
+def test_a_header_longer_than_the_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**60) + b"{}")
+    with pytest.raises(StorageError, match="got a truncated or foreign file"):
+        load_tensors(path, what="a test")
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+def test_far_too_many_brackets(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(NESTED)
+    with pytest.raises(StorageError, match="got one of far too many nested brackets; make it"):
+        read_json(path)
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.arange(3)}, path, metadata={HEADER_KEY: NESTED})
+    with pytest.raises(StorageError, match="got a header of far too many nested brackets; make"):
+        load_tensors(path, what="a test")

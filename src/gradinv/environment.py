@@ -12,7 +12,7 @@ from gradinv import __version__
 def processor() -> str:
     """Returns the processor's model name, or its architecture where no name is known."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

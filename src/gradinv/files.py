@@ -66,10 +66,15 @@ def read_json(path: Path) -> Any:
         StorageError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise StorageError(
             f"expected a JSON file at {path}, got '{error}'; check the path"
+        ) from error
+    except RecursionError as error:
+        raise StorageError(
+            f"expected a JSON file at {path}, got one of far too many nested brackets; "
+            "make it again"
         ) from error
 
 
@@ -130,7 +135,7 @@ def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[st
 def load_tensors(
     path: Path, *, what: str, foreign: bool = False, mend: str = "make it again"
 ) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """Loads what :func:`save_tensors` wrote.
+    """Loads what :func:`save_tensors` wrote, into memory that is the tensors' own.
 
     Args:
         path: the file.
@@ -142,6 +147,8 @@ def load_tensors(
         StorageError: missing, a pickle, truncated, or safetensors that some other program wrote.
     """
     from safetensors import SafetensorError, safe_open
+
+    from gradinv.memory import copied
 
     path = Path(path)
     expected = f"expected {what} as a safetensors file at {path}"
@@ -158,7 +165,8 @@ def load_tensors(
             )
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # What comes out are views of the mapped file, wherever they lie in it.
+            tensors = {name: copied(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"{expected}, got a truncated or foreign file ({error}); {mend}"
@@ -174,6 +182,10 @@ def load_tensors(
     except ValueError as error:
         raise StorageError(
             f"{expected}, got a header that is not JSON ({error}); {mend}"
+        ) from error
+    except RecursionError as error:
+        raise StorageError(
+            f"{expected}, got a header of far too many nested brackets; {mend}"
         ) from error
     if not isinstance(header, dict):
         raise StorageError(

@@ -47,6 +47,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
         parameter = parameters[int(index)]
         if value.shape == parameter.shape:
             value = torch.empty_like(parameter, requires_grad=False).copy_(value)  # noqa: PLW2901
+        else:  # a step writes to its count, which whoever handed it in may use again
+            value = value.clone()  # noqa: PLW2901
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -329,3 +330,37 @@ def test_the_embedded_prior_can_be_named(update, capsys, monkeypatch):
     arguments = ["--attack", "gi-z", "--prior", "embedded", "--restarts", "1", "--out", "i"]
     assert main(changed(INVERT, arguments)) == 0
     assert called == [1]
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"num_classes": 2**62},
+        {"batch_size": 10**12},
+        {"image_shape": [1, 2**40, 2**40]},
+        {"image_shape": [1, 2**20, 2**20]},
+    ],
+    ids=["classes", "batch", "pixels", "image"],
+)
+def test_an_update_that_claims_absurd_sizes(claim, capsys):
+    """With a network of our own; its sizes come out of the header."""
+    assert main([*shlex.split("observe --batch-size 2 --device cpu --out u.safetensors")]) == 0
+    tensors, header = load_tensors(Path("u.safetensors"), what="an update")
+    del tensors["labels"]
+    save_tensors(Path("absurd.safetensors"), tensors, {**header, **claim})
+    capsys.readouterr()
+    assert main(shlex.split("invert absurd.safetensors --attack gi-x --device cpu")) == 2
+    assert re.fullmatch(r"gradinv: error: expected .*; lower .*\n", capsys.readouterr().err)
+
+
+def test_images_that_no_machine_can_hold(capsys):
+    assert main(shlex.split("observe --image-size 1048576 --device cpu --out u.safetensors")) == 2
+    found = capsys.readouterr().err
+    assert re.fullmatch(r"gradinv: error: expected a network that fits .*; lower .*\n", found)
+    assert (
+        main(shlex.split("observe --batch-size 1000000000 --device cpu --out u.safetensors")) == 2
+    )
+    found = capsys.readouterr().err
+    assert re.fullmatch(
+        r"gradinv: error: expected a batch that fits .*; lower --image-size or .*\n", found
+    )

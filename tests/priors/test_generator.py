@@ -1,6 +1,7 @@
 """What lies in a prior's folder and is none."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -74,3 +75,14 @@ def test_a_generator_of_no_size(no_type_checks):
     with pytest.raises(PriorError, match="channels 3, base_channels 0, latent_dim 128"):
         DCGAN(base_channels=0)
     assert torch.is_tensor(DCGAN(image_size=8, base_channels=1, latent_dim=1)(torch.zeros(1, 1)))
+
+
+@pytest.mark.parametrize("name", ["base_channels", "latent_dim"])
+@pytest.mark.parametrize("size", [2**30, 2**45, 2**62, 2**70])
+def test_a_prior_that_no_machine_can_hold(tmp_path, name, size):
+    settings = {"architecture": "dcgan", "image_size": 32, name: size}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    started = time.monotonic()
+    with pytest.raises(PriorError, match=r"expected (a prior that fits|the settings of dcgan)"):
+        load_generator(tmp_path)
+    assert time.monotonic() - started < 2

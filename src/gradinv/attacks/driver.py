@@ -320,8 +320,9 @@ class Search:
             for name, parameter in self.space.named_parameters():
                 parameter.copy_(tensors[f"space/{name}"])
         self.stepper.load(take_prefix("optimizer", tensors))
-        self.costs = list(tensors["costs"].unbind())
-        self.alive = tensors["alive"]
+        # Copies: a step writes to what it holds, and the checkpoint may be resumed from again.
+        self.costs = [cost.clone() for cost in tensors["costs"]]
+        self.alive = tensors["alive"].clone()
         self.stage_seconds = header["stage_seconds"]
         self.dropped = header["dropped"]
 

@@ -16,6 +16,7 @@ from gradinv.attacks.recursion.peeling import peel
 from gradinv.attacks.result import Checkpoint, Reconstruction
 from gradinv.errors import AttackError, ConfigError
 from gradinv.federated.observation import Observation, check_fits
+from gradinv.memory import own_network
 from gradinv.models.batchnorm import require_mode
 from gradinv.priors.generator import Generator
 
@@ -34,7 +35,8 @@ def invert(
     """Rebuilds the client's images from its update (Jeon et al. 2021, Algorithm 1).
 
     Runs on the model's device. With the same arguments and the same number of threads the result
-    is the same bit for bit, also when it was interrupted and resumed.
+    is the same bit for bit, also when it was interrupted and resumed, and wherever in memory the
+    tensors lie that are handed in (docs/files.md, The same bits).
 
     Labels that were not revealed are read from the update first
     (:mod:`gradinv.attacks.evidence.labels`), unless the attack searches them itself; what it found
@@ -67,6 +69,8 @@ def invert(
     require_mode(model, observation.protocol.mode)
     if seconds is not None and seconds <= 0:
         raise ConfigError(f"expected a positive time limit in seconds, got {seconds}; use 60")
+    model = own_network(model)
+    prior = None if prior is None else own_network(prior)
     recovered = None
     if observation.labels is None and attack.needs_labels:
         recovered = recover_labels(observation, model)

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradinv.attacks.evidence.labels import RecoveredLabels
 from gradinv.errors import AttackError
 from gradinv.files import load_tensors, save_tensors
+from gradinv.memory import owned
 
 
 class Outcome(Enum):
@@ -95,6 +96,10 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     header: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        tensors = {name: owned(value) for name, value in self.tensors.items()}
+        object.__setattr__(self, "tensors", tensors)
 
     def save(self, path: Path) -> None:
         """Saves as safetensors, whole or not at all.

@@ -17,6 +17,7 @@ from gradinv.errors import ConfigError, DataError, PriorError
 from gradinv.evaluation.lpips import Lpips
 from gradinv.federated import Defense, parse_defense, trainable
 from gradinv.models import build_model, load_weights
+from gradinv.models.footprint import require_fits
 from gradinv.priors import Generator, embedded_prior, load_generator
 
 # What --prior takes in place of a folder.
@@ -142,6 +143,12 @@ def images_and_network(config: AuditConfig, data: str | None) -> tuple[ImageSet,
         weights=config.weights,
         mode=config.mode,
         device=resolve_device(config.device),
+    )
+    require_fits(
+        model,
+        (config.batch_size, *images.image_shape),
+        lower="--image-size or --batch-size",
+        error=ConfigError,
     )
     return images, model
 

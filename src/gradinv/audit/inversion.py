@@ -17,8 +17,10 @@ from gradinv.audit.plan import Cell
 from gradinv.audit.runner import AuditStopped, Monitor, interruption, one_thread
 from gradinv.audit.setup import require_bn, require_prior
 from gradinv.environment import versions
+from gradinv.errors import ObservationError
 from gradinv.federated import Observation, check_fits, format_defenses
 from gradinv.models import fingerprint
+from gradinv.models.footprint import require_fits
 from gradinv.priors import Generator
 
 # The options that make another update are not those of an attack on it.
@@ -58,6 +60,12 @@ class Inversion:
             self.name, self.attack, known=observation.bn_statistics is not None, how=_OBSERVE
         )
         check_fits(observation, model)
+        require_fits(
+            model,
+            (observation.batch_size, *observation.image_shape),
+            lower="batch_size or image_shape: is the update's header right?",
+            error=ObservationError,
+        )
         require_prior(self.name, self.attack, self.prior)
         if self.prior is not None:
             check_prior_fits(self.prior, observation.image_shape, how=_OBSERVE)

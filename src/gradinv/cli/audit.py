@@ -30,7 +30,7 @@ def audit(options: Audit) -> None:
     report = write_report(folder)
     if options.json:
         # The file itself, so that both are the same to the byte.
-        sys.stdout.write((folder / "audit.json").read_text())
+        sys.stdout.write((folder / "audit.json").read_text("utf-8"))
         return
     console = report_console()
     console.print(terminal_table(result))

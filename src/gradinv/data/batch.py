@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gradinv.errors import DataError
+from gradinv.memory import owned
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,8 @@ class ClientBatch:
                 f"expected pixels in [0, 1], got [{low:.4g}, {high:.4g}]; "
                 "divide bytes by 255 and leave normalisation to a layer of the network"
             )
+        object.__setattr__(self, "images", owned(self.images))
+        object.__setattr__(self, "labels", owned(self.labels))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -159,7 +159,7 @@ def _from_array(pixels: np.ndarray, image_size: int, channels: int) -> np.ndarra
 
 def _embedded(image_size: int, channels: int) -> ImageSet:
     assets = resources.files("gradinv") / "assets"
-    about = json.loads((assets / f"{EMBEDDED}.json").read_text())
+    about = json.loads((assets / f"{EMBEDDED}.json").read_text("utf-8"))
     with (assets / f"{EMBEDDED}.png").open("rb") as file, Image.open(file) as image:
         sheet = np.asarray(image.convert("L"))
     tile, columns = about["tile"], about["columns"]

@@ -28,6 +28,7 @@ from gradinv.federated.client import local_update, logits, loss_gradient
 from gradinv.federated.defenses import Defense, Noise, Sparsify, format_defenses, parse_defense
 from gradinv.federated.protocol import PROTOCOLS, FedAvg, FedSGD, Order, Protocol, Reveal
 from gradinv.files import load_tensors, save_tensors
+from gradinv.memory import own_network, owned
 from gradinv.models.batchnorm import (
     BatchStatistics,
     batch_norm_layers,
@@ -45,6 +46,8 @@ _GRADIENT, _MEAN, _VAR = "gradient/", "bn_mean/", "bn_var/"
 @dataclass(frozen=True, eq=False)
 class Observation:
     """One update, with everything that the server knows about it.
+
+    Its tensors have memory of their own (:mod:`gradinv.memory`); views are copied.
 
     Attributes:
         gradient: parameter name -> what the client sent for it, after its defences: the gradient
@@ -85,6 +88,7 @@ class Observation:
             raise ObservationError(
                 "expected at least one gradient in the update, got none; observe it again"
             )
+        self._own()
         check_floats(self._floats())
         check_counts(self.image_shape, self.batch_size, self.num_classes, self.clients)
         if self.labels is not None:
@@ -210,6 +214,19 @@ class Observation:
         except GradinvError as error:
             raise ObservationError(f"{path}: {error}") from error
 
+    def _own(self) -> None:
+        """Copies what lies in memory of others, so that where it lay decides nothing."""
+        gradient = {name: owned(value) for name, value in self.gradient.items()}
+        object.__setattr__(self, "gradient", gradient)
+        if self.labels is not None:
+            object.__setattr__(self, "labels", owned(self.labels))
+        if self.bn_statistics is not None:
+            statistics = {
+                name: BatchStatistics(owned(value.mean), owned(value.var))
+                for name, value in self.bn_statistics.items()
+            }
+            object.__setattr__(self, "bn_statistics", statistics)
+
     def _floats(self) -> list[tuple[str, Tensor]]:
         named = [(f"{_GRADIENT}{name}", value) for name, value in self.gradient.items()]
         for name, statistics in (self.bn_statistics or {}).items():
@@ -255,6 +272,7 @@ def observe(
             "expected FedAvg for an order of local steps to reveal, got FedSGD; reveal no order"
         )
     require_mode(model, protocol.mode)
+    model = own_network(model)
     if reveal.bn_statistics != "none" and not batch_norm_layers(model):
         raise ModelError(
             f"expected batch-norm layers whose {reveal.bn_statistics} statistics are revealed, "

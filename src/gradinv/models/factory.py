@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from gradinv.errors import ModelError, did_you_mean
 from gradinv.models.convnet import ConvNet
+from gradinv.models.footprint import on_meta, outputs_bytes, weights_bytes
 from gradinv.models.leakynet import LeakyNet
 from gradinv.models.lenet import LeNet
 from gradinv.models.resnet import ResNet18
+from gradinv.room import require_room
 from gradinv.seeds import require_seed
 
 # The largest image that gets the stride-1 stem: the paper uses it at 32 and 64 pixels.
@@ -87,6 +89,7 @@ def build_model(
             "single logit is 0 and has no gradient: give images of more classes"
         )
     arguments = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
+    _require_room(spec, arguments)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         model = (
@@ -96,6 +99,31 @@ def build_model(
         if spec not in MODELS:
             _check_logits(spec, model, (2, channels, image_size, image_size), num_classes)
     return model
+
+
+def _require_room(spec: str, arguments: dict[str, int]) -> None:
+    """Checks, before memory is taken, that a network can fit; of a foreign one, only its outputs.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    needed = 4 * arguments["num_classes"]
+    lower = "the number of classes or the image size"
+    require_room(needed, "a network", lower, ModelError)
+    if spec not in MODELS:
+        return
+    size = arguments["image_size"]
+    try:
+        ghost = on_meta(MODELS[spec], **arguments)
+        needed = weights_bytes(ghost)
+        needed += outputs_bytes(ghost, (1, arguments["channels"], size, size))
+    except (RuntimeError, TypeError, OverflowError) as error:
+        # The number of elements does not fit into 64 bits.
+        raise ModelError(
+            f"expected a network whose size can be counted, got one for {size} pixels and "
+            f"{arguments['num_classes']} classes; lower {lower}"
+        ) from error
+    require_room(needed, "a network", lower, ModelError)
 
 
 def _import(spec: str) -> Callable[..., Any]:

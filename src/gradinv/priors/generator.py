@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gradinv.errors import ConfigError, PriorError, did_you_mean
 from gradinv.files import load_tensors, read_json, save_tensors, write_json
+from gradinv.room import require_room
 
 Block = Callable[[Tensor], Tensor]
 """One layer of a generator: features of the layer before to its own."""
@@ -162,8 +163,13 @@ def load_generator(folder: Path) -> Generator:
             + did_you_mean(str(name), ARCHITECTURES)
         )
     try:
+        with torch.device("meta"):
+            ghost = ARCHITECTURES[name](**config)
+        needed = sum(value.numel() * value.element_size() for value in ghost.state_dict().values())
+        lower = f"the sizes in {folder / CONFIG}, or make the prior again"
+        require_room(needed, "a prior", lower, PriorError)
         generator = ARCHITECTURES[name](**config)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise PriorError(
             f"expected the settings of {name} in {folder / CONFIG}, got '{error}'; "
             "make the prior again"

@@ -20,6 +20,7 @@ from gradinv.errors import AttackError
 from gradinv.federated.defenses import Clip, Noise, Sparsify
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
+from gradinv.memory import owned
 
 PROBES = 32
 """Random images that tell the server how large features usually are, and what p usually is."""
@@ -358,7 +359,7 @@ def _nonnegative(
     root = values.clamp_min(float(values[-1]) * 1e-12).sqrt()
     system = root[:, None] * vectors.T
     solution, _ = nnls(system.numpy(), (vectors.T @ right / root).numpy())
-    return torch.from_numpy(np.asarray(solution))
+    return owned(torch.from_numpy(np.asarray(solution)))
 
 
 def _means_of(

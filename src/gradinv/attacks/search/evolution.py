@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gradinv.attacks.search.cost import StageCost
 from gradinv.attacks.search.spaces import SearchSpace
+from gradinv.memory import owned
 
 # A cost that is not finite ranks last; the package computes with what it is told.
 _WORST = 1e30
@@ -76,7 +77,7 @@ class CMAStepper:
             name: value.detach().repeat_interleave(population, dim=0)
             for name, value in self.parameters.items()
         }
-        point |= self._named(torch.from_numpy(np.concatenate(asked)))
+        point |= self._named(owned(torch.from_numpy(np.concatenate(asked))))
         values = cost.value(point).double().cpu().unflatten(0, (len(asked), population))
         values = torch.where(torch.isfinite(values), values, torch.inf)
         best = torch.stack(self.told).amin(dim=(0, 2)) if self.told else torch.inf

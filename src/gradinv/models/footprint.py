@@ -1,0 +1,80 @@
+"""What a network takes of memory, found on PyTorch's ``meta`` device, which takes none."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradinv.errors import GradinvError, ModelError
+from gradinv.room import require_room
+
+# Weights, the update and the gradient that is compared with it; a layer's output and its gradient.
+_COPIES_OF_WEIGHTS, _COPIES_OF_OUTPUTS = 3, 2
+
+
+def on_meta(factory: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+    """Builds a network of our own without memory for its tensors."""
+    with torch.device("meta"):
+        return factory(**arguments)
+
+
+def weights_bytes(model: nn.Module) -> int:
+    """Returns the bytes of all parameters and buffers."""
+    tensors = (*model.parameters(), *model.buffers())
+    return sum(value.numel() * value.element_size() for value in tensors)
+
+
+def outputs_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Returns the bytes of what the layers put out for images of a shape.
+
+    A foreign network may do what the meta device cannot, such as to look at a value; of that one
+    only the images count.
+    """
+    total = 4 * math.prod(shape)
+    sizes: list[int] = []
+
+    def add(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel() * output.element_size())
+
+    ghost = copy.deepcopy(model).to("meta")
+    for layer in ghost.modules():
+        if not any(True for _ in layer.children()):
+            layer.register_forward_hook(add)
+    try:
+        with torch.no_grad():
+            ghost(torch.empty(shape, device="meta"))
+    except Exception:  # foreign code, which may raise anything; real images tell it in time
+        return total
+    return total + sum(sizes)
+
+
+def require_fits(
+    model: nn.Module,
+    shape: tuple[int, int, int, int],
+    *,
+    lower: str,
+    error: type[GradinvError] = ModelError,
+) -> None:
+    """Checks that an attack on a batch can fit into this machine's memory.
+
+    A lower bound: one restart. On another device than the CPU nothing is checked; its own memory
+    counts there.
+
+    Args:
+        model: the network.
+        shape: of the batch of images.
+        lower: what to lower.
+        error: the class of the error.
+
+    Raises:
+        GradinvError: of that class; it cannot.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        return
+    needed = _COPIES_OF_WEIGHTS * weights_bytes(model)
+    needed += _COPIES_OF_OUTPUTS * outputs_bytes(model, shape)
+    require_room(needed, "a batch", lower, error)
