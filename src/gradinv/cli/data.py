@@ -11,10 +11,10 @@ from rich.text import Text
 
 from gradinv.api.progress import WorkProgress
 from gradinv.cli.options import Data
-from gradinv.cli.text import print_line, print_paragraph, report_console
 from gradinv.data.check import FolderCheck, check_folder
 from gradinv.data.decoding import shown
 from gradinv.errors import DataError
+from gradinv.report.text import print_line, print_paragraph, report_console
 
 _SHOWN = 20
 
