@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gradinv.audit import inputs
-from gradinv.audit.inputs import load_prior, resolve_device
+from gradinv.audit.inputs import load_model, load_prior, resolve_device
 from gradinv.audit.setup import prepare
 from gradinv.errors import ConfigError
 from gradinv.priors import load_generator
@@ -34,3 +34,18 @@ def test_the_embedded_prior_comes_with_the_embedded_images_alone(monkeypatch):
     given = prepare(config(data=None, attack=("gi-z",), prior="prior")).server.prior
     assert given is not None
     assert given is not stand_in
+
+
+def test_a_normalisation_of_other_channels():
+    with pytest.raises(ConfigError, match=r"for each of the 3 channels of the images, got 1"):
+        load_model(
+            "convnet",
+            num_classes=2,
+            image_shape=(3, 16, 16),
+            seed=0,
+            weights=None,
+            mode="eval",
+            device=torch.device("cpu"),
+            mean="0.5",
+            std="0.5",
+        )

@@ -129,3 +129,19 @@ def test_option_of_a_setting():
 def test_the_plan_does_not_import_torch():
     code = "import sys, gradinv.audit.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        ("0.5", None, "expected --mean and --std together, got --mean alone"),
+        (None, "0.5", "expected --mean and --std together, got --std alone"),
+        ("0.5,x", "1,1", "as numbers between commas, got '0.5,x' and '1,1'"),
+        ("0.5", "1,1", "expected as many --mean as --std, got 1 and 2"),
+        ("0.5", "0", "a --std above 0, got 0.5 and 0"),
+        ("nan", "1", "expected a finite --mean"),
+    ],
+)
+def test_a_normalisation_without_meaning(mean, std, said):
+    with pytest.raises(ConfigError, match=said):
+        AuditConfig(mean=mean, std=std)

@@ -7,7 +7,7 @@ import torch
 from gradinv.attacks import preset
 from gradinv.audit import inputs
 from gradinv.audit.cell import check_runnable
-from gradinv.audit.inputs import check_prior_fits
+from gradinv.audit.inputs import check_prior_fits, load_inputs
 from gradinv.audit.setup import adjusted, prepare, require_prior
 from gradinv.errors import (
     AttackError,
@@ -75,9 +75,29 @@ def test_a_broken_decoy_is_found_before_any_attack():
     for index, file in enumerate(files):
         if index not in batch.ids:
             file.write_bytes(b"no image")
-    broken = prepare(config(batches=1))
-    with pytest.raises(DataError, match="expected an image at"):
+    with pytest.raises(DataError, match=r"expected images .* got 16 that cannot: .*5\.png \("):
+        prepare(config(batches=1))
+    # A worker does not look again; the judge's images are decoded nevertheless.
+    broken = prepare(config(batches=1), load_inputs(config(batches=1), look=False))
+    with pytest.raises(DataError, match=r"expected images that can be decoded in images, got"):
         check_runnable(broken)
+
+
+def test_a_broken_file_that_is_not_drawn_is_found_too():
+    Path("images/eel/zzz.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"expected an image at .*zzz\.png, got 'an empty file'"):
+        prepare(config())
+
+
+def test_the_classes_of_the_network_are_told():
+    named = prepare(config(classes="zoo,eel,dog,cat"))
+    assert named.client.images.classes == ("zoo", "eel", "dog", "cat")
+    assert any(
+        "tells 4 classes apart" in note and "by their names" in note for note in named.notes()
+    )
+    numbered = prepare(config(classes="7"))
+    assert any("images of 3 of them: the first ones" in note for note in numbered.notes())
+    assert not any("classes apart" in note for note in prepare(config()).notes())
 
 
 def test_decoys_are_others_and_always_the_same():

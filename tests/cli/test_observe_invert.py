@@ -364,3 +364,36 @@ def test_images_that_no_machine_can_hold(capsys):
     assert re.fullmatch(
         r"gradinv: error: expected a batch that fits .*; lower --image-size or .*\n", found
     )
+
+
+def test_a_company_s_weights_load_with_a_normalisation_outside(update, capsys):
+    # Saved by a network without normalisation: the names are the same.
+    outside = shlex.split("--weights w.safetensors --mean 0.5 --std 0.25")
+    assert main([*changed(OBSERVE, ["--out", "n.safetensors"]), *outside]) == 0
+    one, other = Observation.load(update), Observation.load(Path("n.safetensors"))
+    assert list(one.gradient) == list(other.gradient)
+    assert one.model["fingerprint"] == other.model["fingerprint"]
+    assert (other.model["mean"], other.model["std"]) == ("0.5", "0.25")
+    assert any(not torch.equal(one.gradient[name], other.gradient[name]) for name in one.gradient)
+    invert = ["invert", "n.safetensors", *INVERT[2:], "--weights", "w.safetensors"]
+    assert main([*invert, "--out", "said"]) == 0
+    # 0.50 is the number that the update says; 0.4 is another.
+    assert main([*invert, "--out", "same", "--mean", "0.50", "--std", "0.25"]) == 0
+    capsys.readouterr()
+    assert main([*invert, "--out", "other", "--mean", "0.4", "--std", "0.25"]) == 2
+    assert "expected --mean 0.5 --std 0.25 as the update says" in capsys.readouterr().err
+
+
+def test_a_head_of_1000_outputs():
+    assert main([*OBSERVE, "--classes", "1000"]) == 0
+    assert Observation.load(Path("u.safetensors")).num_classes == 1000
+
+
+def test_a_client_of_one_class_needs_the_networks_classes(capsys):
+    for name in ("dog", "eel"):
+        shutil.rmtree(Path("images", name), ignore_errors=True)
+    single = changed(OBSERVE, ["--batch", "0"])
+    assert main(single) == 2
+    assert "or the network's classes (--classes)" in capsys.readouterr().err
+    assert main([*single, "--classes", "10"]) == 0
+    assert Observation.load(Path("u.safetensors")).num_classes == 10

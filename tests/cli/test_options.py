@@ -6,6 +6,7 @@ import pytest
 from gradinv.audit.plan import AuditConfig
 from gradinv.cli.options import (
     Audit,
+    Data,
     Invert,
     Observe,
     Prior,
@@ -54,7 +55,7 @@ def test_every_option_of_audit_arrives():
         "attack": ("gi-x", "gi-z"), "defense": ("none", "noise:0.01"), "reveal_bn": "exact",
         "prior": "p", "steps_scale": 0.5, "restarts": 2, "seconds": 9.0, "seed": 4,
         "device": "cpu", "out": "o", "lpips_weights": "l", "workers": 2,
-        "hide_labels": False,
+        "hide_labels": False, "classes": "10", "mean": "0.5", "std": "0.25",
     }  # fmt: skip
     assert set(given) == {field.name for field in dataclasses.fields(AuditConfig)}
     arguments = ["audit", "--json"]
@@ -87,6 +88,7 @@ def test_the_other_commands():
     train = parse(["prior", "train", "d", "--arch", "dcgan", "--minutes", "5", "--out", "p"])
     assert train == Prior(PriorTrain(data="d", out="p", minutes=5.0))
     assert parse(["report", "run"]) == Report(run="run")
+    assert parse(["data", "check", "d", "--json"]) == Data("check", "d", json=True)
 
 
 def test_training_defaults_are_those_of_the_library():

@@ -5,18 +5,22 @@ What an audit, an inversion, a watch and a learning have in common before each g
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from gradinv.attacks import Attack, preset
-from gradinv.audit.plan import AuditConfig
+from gradinv.audit.plan import AuditConfig, read_normalization
 from gradinv.data import ImageSet, load_images
+from gradinv.data.check import require_sound
+from gradinv.data.classes import parse_classes
 from gradinv.errors import ConfigError, DataError, PriorError
+from gradinv.evaluation.controls import decoy_rows
 from gradinv.evaluation.lpips import Lpips
 from gradinv.federated import Defense, parse_defense, trainable
-from gradinv.models import build_model, load_weights
+from gradinv.models import build_model, load_weights, normalized_outside
 from gradinv.models.footprint import require_fits
 from gradinv.priors import Generator, embedded_prior, load_generator
 
@@ -61,8 +65,13 @@ class Inputs:
     lpips: Lpips | None
 
 
-def load_inputs(config: AuditConfig) -> Inputs:
+def load_inputs(config: AuditConfig, *, look: bool = True) -> Inputs:
     """Loads everything that the settings of an audit name, in one pass.
+
+    Args:
+        config: the settings.
+        look: look at all files of the images first, so that all broken ones are named at once; one
+            process of an audit is enough.
 
     Raises:
         GradinvError: one of them is not what it should be.
@@ -70,6 +79,10 @@ def load_inputs(config: AuditConfig) -> Inputs:
     attacks = {name: preset(name) for name in config.attack}
     defenses = {spec: parse_defense(spec) for spec in config.defense}
     images, model = images_and_network(config, config.data)
+    if look:
+        drawn = images.draw(batch_size=config.batch_size, count=config.batches, seed=config.seed)
+        decoys = (decoy_rows(images, ids, seed=config.seed) for ids in drawn)
+        require_sound(images, chain(*drawn, *chain(*decoys)))
     wanted = config.data is None and any(attack.uses_prior for attack in attacks.values())
     prior = load_prior(config.prior, device=resolve_device(config.device), embedded=wanted)
     lpips = None if config.lpips_weights is None else Lpips(Path(config.lpips_weights))
@@ -79,6 +92,8 @@ def load_inputs(config: AuditConfig) -> Inputs:
 def model_info(config: AuditConfig) -> dict[str, str]:
     """Returns what an observation says about the network, as text."""
     info = {"spec": config.model, "seed": str(config.seed), "mode": config.mode}
+    if config.mean is not None and config.std is not None:
+        info |= {"mean": config.mean, "std": config.std}
     return info if config.weights is None else {**info, "weights": Path(config.weights).name}
 
 
@@ -91,10 +106,16 @@ def load_model(
     weights: str | None,
     mode: str,
     device: torch.device,
+    mean: str | None = None,
+    std: str | None = None,
 ) -> nn.Module:
     """Returns the network with its weights, in the given mode, on the device.
 
+    With ``mean`` and ``std``, as ``--mean`` and ``--std`` have them, it normalises images in
+    [0, 1] first; its names and weights stay those of the network that takes normalised images.
+
     Raises:
+        ConfigError: a mean and std without meaning, or of other channels than the images'.
         ModelError: it cannot be built, has nothing to train, or the weights do not fit.
         StorageError: the weights cannot be read.
     """
@@ -105,25 +126,45 @@ def load_model(
     trainable(model)
     if weights is not None:
         load_weights(model, Path(weights))
+    normalization = read_normalization(mean, std)
+    if normalization is not None:
+        if len(normalization[0]) != channels:
+            raise ConfigError(
+                f"expected one --mean and --std for each of the {channels} channels of the images, "
+                f"got {len(normalization[0])}; give {channels}, or set --channels"
+            )
+        model = normalized_outside(model, *normalization)
     return model.to(device).train(mode == "train")
 
 
-def client_images(path: str | None, *, image_size: int, channels: int | None) -> ImageSet:
+def client_images(
+    path: str | None, *, image_size: int, channels: int | None, classes: str | None = None
+) -> ImageSet:
     """Loads images that a client learns to tell apart, the embedded ones without a path.
 
+    Args:
+        path: of the images.
+        image_size: height and width in pixels.
+        channels: 1 or 3.
+        classes: those of the network as ``--classes`` has them; those of the images by default.
+
     Raises:
-        ConfigError: an image size or number of channels without meaning.
-        DataError: no images, or a single class: its loss and every update would be zero, so that
-            no attack could find anything.
+        ConfigError: an image size, number of channels or list of classes without meaning.
+        DataError: no images, classes of theirs that the network does not have, or a network of a
+            single class: its loss and every update would be zero, so that no attack could find
+            anything.
     """
     images = load_images(
-        None if path is None else Path(path), image_size=image_size, channels=channels
+        None if path is None else Path(path),
+        image_size=image_size,
+        channels=channels,
+        classes=None if classes is None else parse_classes(classes),
     )
     if images.num_classes < 2:
         raise DataError(
             f"expected images of at least 2 classes, got only {' '.join(images.classes)} in "
             f"{images.name}; with one class every update is zero and nothing is audited: give a "
-            "folder with one folder of images for each class"
+            "folder with one folder of images for each class, or the network's classes (--classes)"
         )
     return images
 
@@ -134,7 +175,9 @@ def images_and_network(config: AuditConfig, data: str | None) -> tuple[ImageSet,
     Raises:
         GradinvError: images, network or weights are not what they should be.
     """
-    images = client_images(data, image_size=config.image_size, channels=config.channels)
+    images = client_images(
+        data, image_size=config.image_size, channels=config.channels, classes=config.classes
+    )
     model = load_model(
         config.model,
         num_classes=images.num_classes,
@@ -143,6 +186,8 @@ def images_and_network(config: AuditConfig, data: str | None) -> tuple[ImageSet,
         weights=config.weights,
         mode=config.mode,
         device=resolve_device(config.device),
+        mean=config.mean,
+        std=config.std,
     )
     require_fits(
         model,

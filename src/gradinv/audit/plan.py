@@ -43,10 +43,16 @@ class AuditConfig:
     """Side of the images in pixels; larger ones are shrunk and centre-cropped."""
     channels: Annotated[int | None, _hint("3 for a folder, 1 for IDX", "{1,3}")] = None
     """Colour channels."""
+    classes: Annotated[str | None, _hint("the images' own", "N|FILE|A,B,...")] = None
+    """The network's classes, where it has more: their number, or all names in its order."""
     model: str = "convnet"
     """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
     weights: Annotated[str | None, _hint("random, from --seed", "FILE")] = None
     """Weights of the network, safetensors."""
+    mean: Annotated[str | None, _hint("the network takes images in [0, 1]", "M,M,M")] = None
+    """What the client subtracts from its images before the network, one for each channel."""
+    std: Annotated[str | None, _hint("with --mean", "S,S,S")] = None
+    """What the client divides its images by then, one for each channel."""
     batch_size: int = 4
     """Images in one client batch; with fedavg, the client's whole local data set."""
     batches: int = 2
@@ -114,6 +120,7 @@ class AuditConfig:
             raise ConfigError(
                 f"expected --channels 1 (grey) or 3 (RGB), got {self.channels}; choose one of them"
             )
+        read_normalization(self.mean, self.std)
         for name in ("attack", "defense"):
             _require_distinct(name, getattr(self, name))
         if self.protocol == "fedavg":
@@ -196,6 +203,45 @@ _LOCAL: dict[str, float | None] = {
 def option(setting: str) -> str:
     """Returns the command-line option of a setting: ``steps_scale`` is ``--steps-scale``."""
     return "--" + setting.replace("_", "-")
+
+
+def read_normalization(
+    mean: str | None, std: str | None
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Reads mean and std of a client that normalises its images outside its network.
+
+    Raises:
+        ConfigError: one without the other, or of another length, or no numbers, or a std that is
+            not above 0.
+
+    >>> read_normalization("0.5,0.25", "1,2")
+    ((0.5, 0.25), (1.0, 2.0))
+    """
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise ConfigError(
+            f"expected --mean and --std together, got --{'std' if mean is None else 'mean'} alone; "
+            "give both, or neither"
+        )
+    try:
+        means, stds = (tuple(float(word) for word in text.split(",")) for text in (mean, std))
+    except ValueError as error:
+        raise ConfigError(
+            f"expected --mean and --std as numbers between commas, got {mean!r} and {std!r}; "
+            "write them as 0.485,0.456,0.406"
+        ) from error
+    if len(means) != len(stds):
+        raise ConfigError(
+            f"expected as many --mean as --std, got {len(means)} and {len(stds)}; "
+            "give one of each for every channel"
+        )
+    if not all(map(math.isfinite, (*means, *stds))) or min(stds) <= 0:
+        raise ConfigError(
+            f"expected a finite --mean and a --std above 0, got {mean} and {std}; "
+            "give those of images in [0, 1]"
+        )
+    return means, stds
 
 
 def _require_distinct(name: str, values: tuple[str, ...]) -> None:

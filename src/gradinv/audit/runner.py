@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from gradinv.audit.cell import Beat, check_runnable, compute_cell
+from gradinv.audit.inputs import load_inputs
 from gradinv.audit.plan import AuditConfig, Cell, cells_of
 from gradinv.audit.setup import Setup, prepare
 from gradinv.audit.store import RunStore, Store
@@ -261,7 +262,9 @@ def _work(cell: Cell) -> bool:
         return False
     if "setup" not in _WORKER:
         given = _WORKER["given"]
-        _WORKER["setup"] = given if isinstance(given, Setup) else prepare(given)
+        if not isinstance(given, Setup):
+            given = prepare(given, load_inputs(given, look=False))
+        _WORKER["setup"] = given
     return compute_cell(
         _WORKER["setup"],
         cell,

@@ -20,6 +20,7 @@ from gradinv.audit.inputs import Inputs, check_prior_fits, load_inputs, model_in
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.protocol import local_training_note, protocol_of, reveal_of
 from gradinv.data import ClientBatch, ImageSet, fingerprint_batches
+from gradinv.data.classes import parse_classes
 from gradinv.environment import versions
 from gradinv.errors import AttackError, ConfigError
 from gradinv.evaluation.controls import decoys_for
@@ -157,6 +158,9 @@ class Setup:
             f"{'the labels and ' if self.reveal.labels else ''}the defence, and "
             f"{seen[self.config.reveal_bn]}; {norm}.",
         ]
+        if self.config.classes is not None:
+            named = not isinstance(parse_classes(self.config.classes), int)
+            notes.append(_classes_note(self.client.images, named=named))
         if not self.reveal.labels:
             notes.append(
                 "The labels were hidden: each attack used those that it recovered from the update. "
@@ -269,6 +273,16 @@ def require_prior(name: str, attack: Attack, prior: Generator | None) -> None:
             f"expected a prior for {name}, got none; pass --prior DIR (make one with 'gradinv "
             "prior train'), or choose an attack without one, such as --attack gi-x"
         )
+
+
+def _classes_note(images: ImageSet, *, named: bool) -> str:
+    """Returns how the classes of the images stand to those of the network."""
+    held = len(images.labels.unique())
+    which = "by their names" if named else "the first ones, in the sorted order of their folders"
+    return (
+        f"The network tells {images.num_classes} classes apart (--classes); there are images of "
+        f"{held} of them: {which}."
+    )
 
 
 def _digest(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""The command line: ``gradinv audit|invert|observe|prior|learn-prior|watch|report``.
+"""The command line: ``gradinv audit|invert|observe|prior|data|learn-prior|watch|report``.
 
 Heavy modules are imported by the command that needs them, so that ``gradinv --help`` answers at
 once. Exit status: 0 done, 2 wrong use or bad input (one line on standard error), 130 stopped by
@@ -16,6 +16,7 @@ from gradinv import __version__
 from gradinv.cli.options import (
     AnyCommand,
     Audit,
+    Data,
     Invert,
     LearnPrior,
     Observe,
@@ -90,6 +91,10 @@ def _run(options: AnyCommand, arguments: Sequence[str]) -> None:
             from gradinv.cli.prior import show
 
             show(command)
+        case Data():
+            from gradinv.cli.data import check
+
+            check(options)
         case LearnPrior():
             from gradinv.cli.learn_prior import learn
 

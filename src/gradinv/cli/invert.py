@@ -9,7 +9,7 @@ from gradinv.api.updates import PICTURE, find
 from gradinv.attacks import preset
 from gradinv.audit.inputs import load_model, load_prior, resolve_device
 from gradinv.audit.inversion import Inversion
-from gradinv.audit.plan import AuditConfig
+from gradinv.audit.plan import AuditConfig, read_normalization
 from gradinv.audit.runner import AuditStopped, one_thread
 from gradinv.audit.setup import adjusted
 from gradinv.cli.options import Invert
@@ -48,6 +48,8 @@ def invert_update(options: Invert) -> None:
 
 def _load(options: Invert) -> Inversion:
     config = AuditConfig(
+        mean=options.mean,
+        std=options.std,
         attack=(options.attack,),
         prior=options.prior,
         steps_scale=options.steps_scale,
@@ -59,6 +61,7 @@ def _load(options: Invert) -> Inversion:
     attack = adjusted(preset(options.attack), config)
     observation = Observation.load(Path(options.update))
     device = resolve_device(options.device)
+    mean, std = _normalization(observation, options)
     model = load_model(
         options.model or observation.model.get("spec", "convnet"),
         num_classes=observation.num_classes,
@@ -67,6 +70,8 @@ def _load(options: Invert) -> Inversion:
         weights=options.weights,
         mode=observation.protocol.mode,
         device=device,
+        mean=mean,
+        std=std,
     )
     return Inversion(
         options.attack,
@@ -77,6 +82,24 @@ def _load(options: Invert) -> Inversion:
         {**dataclasses.asdict(options), "device": device.type},
         hashlib.sha256(Path(options.update).read_bytes()).hexdigest()[:16],
     )
+
+
+def _normalization(observation: Observation, options: Invert) -> tuple[str | None, str | None]:
+    """Returns mean and std of a client that normalised its images outside its network.
+
+    Raises:
+        ObservationError: the update says others than the options.
+    """
+    theirs = observation.model.get("mean"), observation.model.get("std")
+    given = options.mean, options.std
+    if theirs == (None, None):
+        return given
+    if given != (None, None) and read_normalization(*given) != read_normalization(*theirs):
+        raise ObservationError(
+            f"expected --mean {theirs[0]} --std {theirs[1]} as the update says, got {given[0]} and "
+            f"{given[1]}; leave them out"
+        )
+    return theirs
 
 
 def _model_seed(observation: Observation) -> int:

@@ -58,6 +58,10 @@ class Invert:
     """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
     weights: Annotated[str | None, _hint("random, from the seed in the update", "FILE")] = None
     """Weights of the network that the update was made with, safetensors."""
+    mean: Annotated[str | None, _hint("as the update says", "M,M,M")] = None
+    """What the client subtracts from its images before the network, one for each channel."""
+    std: Annotated[str | None, _hint("with --mean", "S,S,S")] = None
+    """What the client divides its images by then, one for each channel."""
     attack: Annotated[str, arg(metavar="NAME")] = "gi-z/w"
     """The attack, such as gi-x, gi-z, gi-w, gi-z/x or gi-z/w."""
     prior: Annotated[str | None, _hint("none", "DIR")] = None
@@ -91,10 +95,16 @@ class Observe:
     """Side of the images in pixels; larger ones are shrunk and centre-cropped."""
     channels: Annotated[int | None, _hint("3 for a folder, 1 for IDX", "{1,3}")] = None
     """Colour channels."""
+    classes: Annotated[str | None, _hint("the images' own", "N|FILE|A,B,...")] = None
+    """The network's classes, where it has more: their number, or all names in its order."""
     model: str = "convnet"
     """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
     weights: Annotated[str | None, _hint("random, from --seed", "FILE")] = None
     """Weights of the network, safetensors."""
+    mean: Annotated[str | None, _hint("the network takes images in [0, 1]", "M,M,M")] = None
+    """What the client subtracts from its images before the network, one for each channel."""
+    std: Annotated[str | None, _hint("with --mean", "S,S,S")] = None
+    """What the client divides its images by then, one for each channel."""
     batch_size: int = 4
     """Images in the batch; with fedavg, the client's whole local data set."""
     batch: int = 0
@@ -201,6 +211,26 @@ class Prior:
         OmitArgPrefixes,
         OmitSubcommandPrefixes,
     ]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Look at a folder of images once: what it holds, and everything that is wrong with it.
+
+    Exit status 2 if something keeps the folder from being used.
+    """
+
+    # tyro makes no subcommand of a single one.
+    action: Annotated[Positional[Literal["check"]], _required("check")]
+    """What to do with the folder."""
+    path: Annotated[Positional[str], _required("DIR")]
+    """A folder with one folder of images for each class."""
+    image_size: int = 32
+    """Side in pixels that the images are for; smaller ones are noted."""
+    channels: Annotated[int | None, _hint("3", "{1,3}")] = None
+    """Colour channels that the images are for."""
+    json: bool = False
+    """Print everything as JSON, with the names of all files."""
 
 
 @dataclass(frozen=True)
@@ -336,6 +366,7 @@ Command = (
     | Annotated[Invert, subcommand("invert")]
     | Annotated[Observe, subcommand("observe")]
     | Annotated[Prior, subcommand("prior")]
+    | Annotated[Data, subcommand("data")]
     | Annotated[LearnPrior, subcommand("learn-prior")]
     | Annotated[Watch, subcommand("watch")]
     | Annotated[Report, subcommand("report")]
@@ -347,7 +378,7 @@ _DESCRIPTION = (
 )
 
 
-AnyCommand = Audit | Invert | Observe | Prior | LearnPrior | Watch | Report
+AnyCommand = Audit | Invert | Observe | Prior | Data | LearnPrior | Watch | Report
 """What the command line can come to."""
 
 

@@ -6,8 +6,9 @@ embedded sample of Fashion-MNIST. Files are listed at once but decoded only when
 """
 
 from gradinv.data.batch import ClientBatch, fingerprint_batches
+from gradinv.data.folder import IMAGE_SUFFIXES
 from gradinv.data.images import ImageSet
-from gradinv.data.loading import EMBEDDED, IMAGE_SUFFIXES, load_images
+from gradinv.data.loading import EMBEDDED, load_images
 
 __all__ = [
     "EMBEDDED",

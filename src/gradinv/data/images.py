@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from gradinv.data.batch import ClientBatch
+from gradinv.data.decoding import BrokenImageError, all_broken
 from gradinv.errors import ConfigError, DataError
 from gradinv.seeds import require_seed
 
@@ -24,6 +26,7 @@ class ImageSet:
         labels: one class number for each image.
         channels: 1 or 3.
         image_size: height and width in pixels.
+        files: of the images, where each has one of its own.
     """
 
     name: str
@@ -32,6 +35,7 @@ class ImageSet:
     channels: int
     image_size: int
     _decode: Callable[[int], np.ndarray] = field(repr=False)
+    files: tuple[Path, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,7 +56,8 @@ class ImageSet:
         """Decodes the images asked for, in that order.
 
         Raises:
-            DataError: a file cannot be decoded, or an index lies outside the set.
+            DataError: files cannot be decoded (all of them are named), or an index lies outside
+                the set.
         """
         chosen = self.within(indices)
         decoded = "_everything" in self.__dict__  # for training a prior
@@ -78,7 +83,7 @@ class ImageSet:
         """Decodes every image, once; later calls return the same tensor.
 
         Raises:
-            DataError: a file cannot be decoded.
+            DataError: files cannot be decoded; all of them are named.
         """
         return self._everything
 
@@ -88,8 +93,14 @@ class ImageSet:
 
     def _stack(self, indices: Sequence[int]) -> Tensor:
         pixels = torch.empty(len(indices), *self.image_shape, dtype=torch.uint8)
+        broken: dict[Path, BrokenImageError] = {}
         for row, index in zip(pixels.numpy(), indices, strict=True):
-            row[...] = self._decode(index)
+            try:
+                row[...] = self._decode(index)
+            except BrokenImageError as error:
+                broken[error.path] = error
+        if broken:
+            raise all_broken(self.name, list(broken.values()))
         return pixels
 
     def batch(self, indices: Sequence[int]) -> ClientBatch:
@@ -102,7 +113,23 @@ class ImageSet:
         return ClientBatch(self.images(chosen), self.labels[chosen], tuple(chosen))
 
     def batches(self, *, batch_size: int, count: int, seed: int) -> tuple[ClientBatch, ...]:
-        """Draws disjoint batches.
+        """Draws disjoint batches and decodes them; see :meth:`draw`.
+
+        Raises:
+            ConfigError: a size or count below 1, or a seed that cannot be.
+            DataError: too few images, or too few with distinct labels, or files that cannot be
+                decoded; all of them are named.
+        """
+        drawn = self.draw(batch_size=batch_size, count=count, seed=seed)
+        pixels = self.images([index for chosen in drawn for index in chosen])
+        # Each batch has memory of its own, as one that was drawn alone.
+        return tuple(
+            ClientBatch(part.clone(), self.labels[list(chosen)], chosen)
+            for part, chosen in zip(pixels.split(batch_size), drawn, strict=True)
+        )
+
+    def draw(self, *, batch_size: int, count: int, seed: int) -> tuple[tuple[int, ...], ...]:
+        """Draws the indices of disjoint batches, without decoding any.
 
         Labels are distinct within a batch where the set has at least ``batch_size`` classes with
         images, as in the threat model of Jeon et al. 2021 (section 4); otherwise they may repeat.
@@ -131,7 +158,7 @@ class ImageSet:
             pools.setdefault(label, []).append(index)
         if len(pools) < batch_size:
             drawn = shuffled[: batch_size * count].view(count, batch_size).tolist()
-            return tuple(self.batch(chosen) for chosen in drawn)
+            return tuple(tuple(chosen) for chosen in drawn)
         sizes = {label: len(pool) for label, pool in pools.items()}
         if not _enough(sizes.values(), batch_size, count):
             most = max(n for n in range(count) if _enough(sizes.values(), batch_size, n))
@@ -141,7 +168,7 @@ class ImageSet:
                 f"{most} batches"
             )
         return tuple(
-            self.batch([pools[label].pop() for label in labels])
+            tuple(pools[label].pop() for label in labels)
             for labels in _draw_labels(sizes, batch_size, count, generator)
         )
 

@@ -3,26 +3,31 @@
 import gzip
 import json
 import math
-import warnings
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from gradinv.data.classes import with_classes
+from gradinv.data.decoding import MODES, fit
+from gradinv.data.folder import IDX_IMAGES, FolderDecoder, list_folder
 from gradinv.data.images import ImageSet
 from gradinv.errors import ConfigError, DataError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 EMBEDDED = "fashion_mnist_test"
-_IDX_IMAGES, _IDX_LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
-_MODES = {1: "L", 3: "RGB"}
+_IDX_LABELS = "labels-idx1-ubyte"
 _SMALLEST = 8
 
 
 def load_images(
-    path: Path | str | None, *, image_size: int = 32, channels: int | None = None
+    path: Path | str | None,
+    *,
+    image_size: int = 32,
+    channels: int | None = None,
+    classes: int | Sequence[str] | None = None,
 ) -> ImageSet:
     """Opens a set of labelled images.
 
@@ -34,118 +39,60 @@ def load_images(
             over the covered area when smaller, bicubic when larger) and the middle cut out;
             28x28 images are padded with zeros to 32x32 instead.
         channels: 1 (grey) or 3; default 3 for folders, 1 for IDX files and the embedded sample.
+        classes: of the network, where it has more than the images: how many, or the names of all
+            in their order; see :func:`~gradinv.data.classes.with_classes`.
 
     Raises:
         ConfigError: an image size or number of channels without meaning.
-        DataError: nothing there, no images, a file that is no image, or a broken IDX file.
+        DataError: nothing there, no images, a file that is no image, a broken IDX file, or classes
+            that do not go with the images.
     """
-    if image_size < _SMALLEST:
-        raise ConfigError(
-            f"expected an image size of at least {_SMALLEST} pixels, got {image_size}; raise it"
-        )
-    if channels not in (None, *_MODES):
-        raise ConfigError(f"expected 1 or 3 channels, got {channels}; choose one of them")
+    require_shape(image_size, channels)
+    images = _open(path, image_size, channels)
+    return images if classes is None else with_classes(images, classes)
+
+
+def _open(path: Path | str | None, image_size: int, channels: int | None) -> ImageSet:
     if path is None:
         return _embedded(image_size, channels or 1)
     path = Path(path)
     if path.is_dir():
         return _folder(path, image_size, channels or 3)
-    if path.is_file() and path.name.removesuffix(".gz").endswith(_IDX_IMAGES):
+    if path.is_file() and path.name.removesuffix(".gz").endswith(IDX_IMAGES):
         return _idx(path, image_size, channels or 1)
     got = f"the file {path}" if path.is_file() else f"nothing at {path}"
     raise DataError(
-        f"expected a folder with one folder of images for each class, or a *-{_IDX_IMAGES}[.gz] "
+        f"expected a folder with one folder of images for each class, or a *-{IDX_IMAGES}[.gz] "
         f"file, got {got}; check the path"
     )
 
 
+def require_shape(image_size: int, channels: int | None) -> None:
+    """Checks the size and channels that images are to have.
+
+    Raises:
+        ConfigError: they have no meaning.
+    """
+    if image_size < _SMALLEST:
+        raise ConfigError(
+            f"expected an image size of at least {_SMALLEST} pixels, got {image_size}; raise it"
+        )
+    if channels not in (None, *MODES):
+        raise ConfigError(f"expected 1 or 3 channels, got {channels}; choose one of them")
+
+
 def _folder(path: Path, image_size: int, channels: int) -> ImageSet:
-    entries = _visible(path)
-    idx = [e.name for e in entries if e.name.removesuffix(".gz").endswith(_IDX_IMAGES)]
-    if idx:
-        raise DataError(
-            f"expected class folders or one IDX file, got the folder {path} of IDX files; "
-            f"give {' or '.join(str(path / name) for name in idx)}"
-        )
-    loose = [entry for entry in entries if not entry.is_dir()]
-    if loose:
-        raise DataError(
-            f"expected only class folders in {path}, got the file {loose[0].name}; "
-            "put each image into a folder named after its class and other files elsewhere"
-        )
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(entries):
-        for file in _visible(folder):
-            if file.is_dir():
-                raise DataError(
-                    f"expected images in the class folder {folder}, got the folder {file.name}; "
-                    f"give a folder with one level of class folders, such as {folder}"
-                )
-            if file.suffix.lower() not in IMAGE_SUFFIXES:
-                raise DataError(
-                    f"expected images ({' '.join(IMAGE_SUFFIXES)}) in {folder}, got {file}; "
-                    "move it elsewhere"
-                )
-            files.append(file)
-            labels.append(label)
-    if not files:
-        raise DataError(
-            f"expected a folder of images for each class in {path}, got no image; check the path"
-        )
+    listing = list_folder(path)
+    listing.require_sound()
     return ImageSet(
-        name=path.resolve().name,
-        classes=tuple(entry.name for entry in entries),
-        labels=torch.tensor(labels),
+        name=listing.name,
+        classes=listing.classes,
+        labels=torch.tensor(listing.labels),
         channels=channels,
         image_size=image_size,
-        _decode=lambda index: _decode_file(files[index], image_size, channels),
+        _decode=FolderDecoder(listing, image_size, channels),
+        files=listing.files,
     )
-
-
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(
-            f"expected a readable folder at {folder}, got '{error.strerror or error}'; "
-            "check its permissions"
-        ) from error
-
-
-def _decode_file(path: Path, image_size: int, channels: int) -> np.ndarray:
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of odd metadata and huge pictures; it raises where it cannot decode.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                # JPEG decodes photographs at a fraction of their size for free; twice the target
-                # leaves the quality to the resize below.
-                image.draft(_MODES[channels], (2 * image_size, 2 * image_size))
-                return _fit(ImageOps.exif_transpose(image), image_size, channels)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"expected an image at {path}, got '{error}'; repair or remove the file"
-        ) from error
-
-
-def _fit(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
-    """Returns uint8 (channel, height, width): resized, cut to the middle, in the right mode."""
-    if image.mode.startswith("I"):
-        # 16-bit grey: Pillow's own conversion would clip all but the darkest 1/256 to white.
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-    image = image.convert(_MODES[channels])
-    width, height = image.size
-    if (width, height) != (image_size, image_size):
-        scale = image_size / min(width, height)
-        size = (max(image_size, round(width * scale)), max(image_size, round(height * scale)))
-        kind = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
-        if size != image.size:
-            image = image.resize(size, kind)
-        left, top = (size[0] - image_size) // 2, (size[1] - image_size) // 2
-        image = image.crop((left, top, left + image_size, top + image_size))
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def _from_array(pixels: np.ndarray, image_size: int, channels: int) -> np.ndarray:
@@ -153,7 +100,7 @@ def _from_array(pixels: np.ndarray, image_size: int, channels: int) -> np.ndarra
     if pixels.shape == (28, 28) and image_size == 32:
         grey = np.pad(pixels, 2)[None]
     else:
-        grey = _fit(Image.fromarray(pixels), image_size, 1)
+        grey = fit(Image.fromarray(pixels), image_size, 1)
     return np.broadcast_to(grey, (channels, *grey.shape[1:]))
 
 
@@ -180,7 +127,7 @@ def _embedded(image_size: int, channels: int) -> ImageSet:
 
 def _idx(path: Path, image_size: int, channels: int) -> ImageSet:
     pixels = _read_idx(path, dimensions=3)
-    stem = path.name.removesuffix(".gz").removesuffix(_IDX_IMAGES) + _IDX_LABELS
+    stem = path.name.removesuffix(".gz").removesuffix(IDX_IMAGES) + _IDX_LABELS
     beside = [path.with_name(stem), path.with_name(f"{stem}.gz")]
     found = [file for file in beside if file.is_file()]
     if not found:

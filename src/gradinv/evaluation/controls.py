@@ -13,6 +13,7 @@ as it does any other.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -48,21 +49,36 @@ def decoys_for(
             "expected a batch with the ids of its images in the set, got none; "
             "take it from ImageSet.batches"
         )
-    others = torch.ones(len(image_set), dtype=torch.bool)
-    others[list(batch.ids)] = False
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(image_set), generator=generator)
-    rows, seen = [], Counter()
-    for label in batch.labels.tolist():
-        alike = shuffled[others[shuffled] & (image_set.labels[shuffled] == label)]
-        # Images of one label have the same decoys, each in an order that is one place further on.
-        rows.append(alike.roll(-seen[label])[:count].tolist())
-        seen[label] += 1
+    rows = decoy_rows(image_set, batch.ids, count=count, seed=seed)
     most = max(len(row) for row in rows)
     decoys = torch.full((len(batch), most, *image_set.image_shape), torch.nan)
     for place, row in zip(decoys, rows, strict=True):
         place[: len(row)] = image_set.images(row)
     return decoys
+
+
+def decoy_rows(
+    image_set: ImageSet, ids: Sequence[int], *, count: int = 63, seed: int = 0
+) -> list[list[int]]:
+    """Returns which images :func:`decoys_for` takes for each image of a batch.
+
+    Args:
+        image_set: the set.
+        ids: indices of the batch's images in it.
+        count: most decoys of one image.
+        seed: decides them.
+    """
+    others = torch.ones(len(image_set), dtype=torch.bool)
+    others[list(ids)] = False
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(image_set), generator=generator)
+    rows, seen = [], Counter()
+    for label in image_set.labels[list(ids)].tolist():
+        alike = shuffled[others[shuffled] & (image_set.labels[shuffled] == label)]
+        # Images of one label have the same decoys, each in an order that is one place further on.
+        rows.append(alike.roll(-seen[label])[:count].tolist())
+        seen[label] += 1
+    return rows
 
 
 def count_decoys(

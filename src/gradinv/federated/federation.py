@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradinv.data import ClientBatch, ImageSet, fingerprint_batches
+from gradinv.data.check import require_sound
 from gradinv.errors import ConfigError, StorageError
 from gradinv.federated.defenses import Defense, format_defenses
 from gradinv.federated.observation import observe
@@ -57,6 +58,16 @@ class Federation:
         require_seed(self.seed)
         if not 0 < self.lr < float("inf"):
             raise ConfigError(f"expected a server's lr above 0 and finite, got {self.lr}; try 0.1")
+
+    def drawn(self, images: ImageSet) -> tuple[int, ...]:
+        """Returns the indices of all images that the clients hold, without decoding any.
+
+        Raises:
+            DataError: the set has too few images.
+        """
+        count = self.clients * self.rounds
+        drawn = images.draw(batch_size=self.batch_size, count=count, seed=self.seed)
+        return tuple(itertools.chain(*drawn))
 
     def batches(self, images: ImageSet) -> tuple[tuple[ClientBatch, ...], ...]:
         """Returns the batches of every round, one for each client; no image is used twice.
@@ -107,10 +118,11 @@ def simulate(
 
     Raises:
         ConfigError: the folder holds another federation, finished or not, or files of none.
-        DataError: too few images.
+        DataError: too few images, or broken ones, all of which are named.
         ObservationError: the training diverged.
     """
     folder = Path(folder)
+    require_sound(images, federation.drawn(images))
     rounds = federation.batches(images)
     settings = {
         **_settings(model, images, federation, protocol, defenses, reveal),

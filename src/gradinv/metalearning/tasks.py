@@ -18,9 +18,14 @@ from gradinv.federated.observation import Observation, check_fits
 from gradinv.files import load_tensors
 from gradinv.models.batchnorm import Mode
 from gradinv.models.factory import build_model
+from gradinv.models.outside import normalized_outside
 from gradinv.models.weights import fingerprint, load_weights
 
 _LISTED = 5  # broken files that an error names
+
+
+# Mean and std of each channel.
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Network:
         mode: that the clients computed in.
         seed: of the random weights, where there is no file.
         weights: the file.
+        normalization: mean and std of clients that normalise outside the network.
     """
 
     spec: str
@@ -42,6 +48,7 @@ class Network:
     mode: Mode
     seed: int
     weights: Path | None = None
+    normalization: Normalization | None = None
 
     def build(self) -> nn.Module:
         """Returns the network in the clients' mode.
@@ -60,6 +67,8 @@ class Network:
         )
         if self.weights is not None:
             load_weights(model, self.weights)
+        if self.normalization is not None:
+            model = normalized_outside(model, *self.normalization)
         return model.train(self.mode == "train")
 
 
@@ -240,6 +249,26 @@ def _usable(
     return number
 
 
+def _normalization_of(observation: Observation) -> Normalization | None:
+    """Returns mean and std of a client that normalised its images outside its network."""
+    if "mean" not in observation.model:
+        return None
+    texts = observation.model["mean"], observation.model.get("std", "")
+    try:
+        mean, std = (tuple(float(word) for word in text.split(",")) for text in texts)
+    except ValueError as error:
+        raise ObservationError(
+            f"expected mean and std in the update as numbers between commas, got {texts[0]!r} and "
+            f"{texts[1]!r}; observe it again"
+        ) from error
+    if len(mean) != observation.image_shape[0]:
+        raise ObservationError(
+            f"expected a mean for each of {observation.image_shape[0]} channels in the update, "
+            f"got {len(mean)}; observe it again"
+        )
+    return mean, std
+
+
 class _Networks:
     """The networks that updates were made with, found by fingerprint."""
 
@@ -248,7 +277,7 @@ class _Networks:
         self.spec = spec
         self.known: list[Network] = []
         self.models: list[nn.Module] = []
-        self.numbers: dict[tuple[str, Mode], int] = {}
+        self.numbers: dict[tuple[str, Mode, Normalization | None], int] = {}
         self.tried: set[Network] = set()
 
     def find(self, observation: Observation) -> int:
@@ -260,7 +289,7 @@ class _Networks:
                 "expected an update that says which network and weights it was made with, got "
                 "none of that; make it with 'gradinv observe', and name the network with --model"
             )
-        key = theirs, observation.protocol.mode
+        key = theirs, observation.protocol.mode, _normalization_of(observation)
         if key not in self.numbers:
             self._try(spec, observation)
         if key not in self.numbers:
@@ -278,6 +307,7 @@ class _Networks:
             observation.image_shape,
             observation.protocol.mode,
             int(seed) if seed.isdigit() else 0,
+            normalization=_normalization_of(observation),
         )
         for path in (None, *self.weights):
             network = replace(own, weights=path)
@@ -290,7 +320,7 @@ class _Networks:
                 if path is None:
                     raise
                 continue  # the weights of another architecture
-            key = fingerprint(model), network.mode
+            key = fingerprint(model), network.mode, network.normalization
             if key in self.numbers:
                 continue  # a file of weights that the seed draws too
             self.numbers[key] = len(self.known)

@@ -11,6 +11,7 @@ from gradinv.models.convnet import ConvNet
 from gradinv.models.factory import MODELS, build_model
 from gradinv.models.leakynet import LeakyNet
 from gradinv.models.normalize import Normalize, normalization_of
+from gradinv.models.outside import normalized_outside
 from gradinv.models.resnet import ResNet18
 from gradinv.models.weights import fingerprint, load_weights, save_weights
 
@@ -26,6 +27,7 @@ __all__ = [
     "fingerprint",
     "load_weights",
     "normalization_of",
+    "normalized_outside",
     "record_batch_statistics",
     "require_mode",
     "running_statistics",

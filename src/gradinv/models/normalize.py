@@ -1,7 +1,7 @@
 """Normalisation as a layer, so that nobody outside a network ever sees its mean and std."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import no_type_check
 
 import torch
@@ -17,6 +17,8 @@ class Normalize(nn.Module):
     Args:
         mean: one value for each channel.
         std: one positive value for each channel.
+        buffers: keep both as buffers, which stand in the network's state. Without them the layer
+            has no state, and adds no name to that of a network that it belongs to.
 
     Raises:
         ModelError: the lengths differ, or a value is not finite or a std not positive.
@@ -25,7 +27,9 @@ class Normalize(nn.Module):
     mean: Float[Tensor, "channel 1 1"]
     std: Float[Tensor, "channel 1 1"]
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], *, buffers: bool = True
+    ) -> None:
         super().__init__()
         if len(mean) != len(std) or not mean:
             raise ModelError(
@@ -37,8 +41,19 @@ class Normalize(nn.Module):
                 f"expected finite means and positive stds, got mean {list(mean)} and std "
                 f"{list(std)}; give those of the training images in [0, 1]"
             )
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
+        for name, values in (("mean", mean), ("std", std)):
+            value = torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)
+            if buffers:
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Normalize":
+        """Moves or converts the values, which torch does for buffers alone."""
+        super()._apply(fn, recurse)
+        if not self._buffers:
+            self.mean, self.std = fn(self.mean), fn(self.std)
+        return self
 
     @no_type_check  # torch.fx hands in proxies, which the tests' shape checks would refuse
     def forward(
