@@ -7,7 +7,7 @@ same for networks, attacks, defences, distances, priors and metrics.
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,8 @@ def resolve(
     *,
     kind: str,
     expected: str | None = None,
+    whole: str | None = None,
+    also: Iterable[str] = (),
     error: type[GradinvError] = ConfigError,
 ) -> Named:
     """Returns what ``spec`` names. The working directory is importable too.
@@ -53,6 +55,8 @@ def resolve(
         known: name -> value of the package's own.
         kind: a word for what is looked for, such as "attack", for errors.
         expected: what to write, for errors; made from the known names when None.
+        whole: the text that ``spec`` is a part of, for errors.
+        also: further names that could be meant, for errors.
         error: class of the errors.
 
     Raises:
@@ -63,8 +67,10 @@ def resolve(
         return Named(known[name], name, settings, outside=False)
     if _OUTSIDE.match(spec) is None:
         expected = expected or f"{kind}s among {', '.join(known)} or package.module:object"
-        inside = "" if name == spec else f" in {spec!r}"
-        raise error(f"expected {expected}, got {name!r}{inside}; {did_you_mean(name, known)}")
+        around = spec if whole is None and name != spec else whole
+        inside = "" if around is None else f" in {around!r}"
+        nearest = did_you_mean(name, [*also, *known])
+        raise error(f"expected {expected}, got {name!r}{inside}; {nearest}")
     attribute, _, settings = settings.partition(":")
     value = _attribute(_module(name, spec, known, kind, error), attribute, kind, error)
     return Named(value, f"{name}:{attribute}", settings, outside=True)

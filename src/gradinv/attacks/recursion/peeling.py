@@ -19,7 +19,7 @@ from gradinv.attacks.recursion.linear import System, system_of
 from gradinv.attacks.result import Outcome, Reconstruction, StageResult
 from gradinv.engine.distances import Target
 from gradinv.errors import AttackError
-from gradinv.federated.defenses import Clip
+from gradinv.federated.defense import changes_length
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
@@ -141,7 +141,7 @@ def peel(observation: Observation, model: nn.Module, *, name: str = "r-gap") -> 
     target = Target.of(observation)
     # Also on CUDA: least squares in double precision are the processor's work.
     gradient = {key: value.detach().double().cpu() for key, value in target.gradient.items()}
-    clipped = any(isinstance(defense, Clip) for defense in observation.defenses)
+    clipped = changes_length(observation.defenses)
     label = int(observation.labels[0])
     known, slope, error = _last_layer(links[-1], gradient, label, clipped=clipped)
     residuals, systems, inner, first = [error], [], None, 0
