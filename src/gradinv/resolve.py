@@ -35,6 +35,11 @@ class Named:
     outside: bool
 
 
+def names_object(spec: str) -> bool:
+    """Returns whether a text has the form ``package.module:object``."""
+    return _OUTSIDE.match(spec) is not None
+
+
 def resolve(
     spec: str,
     known: Mapping[str, Any],
@@ -65,7 +70,7 @@ def resolve(
     name, _, settings = spec.partition(":")
     if name in known:
         return Named(known[name], name, settings, outside=False)
-    if _OUTSIDE.match(spec) is None:
+    if not names_object(spec):
         expected = expected or f"{kind}s among {', '.join(known)} or package.module:object"
         around = spec if whole is None and name != spec else whole
         inside = "" if around is None else f" in {around!r}"
