@@ -12,9 +12,9 @@ import sys
 from statistics import fmean
 
 from benchmarks.results import ROOT, rows_of_audit, write_results
+from gradinv.api.progress import AuditProgress
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.runner import run_audit
-from gradinv.cli.progress import AuditProgress
 
 WAYS = ("exact", "plain", "frozen-pattern", "bf16")
 

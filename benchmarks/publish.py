@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.results import ROOT, image_figures, rows_of_audit, write_results
+from gradinv.api.progress import AuditProgress
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.runner import run_audit
-from gradinv.cli.progress import AuditProgress
 from gradinv.report import write_report
 
 ATTACKS = ("gi-x", "gi-z", "gi-w", "gi-z/x", "gi-z/w")

@@ -13,8 +13,8 @@ from gradinv.models.footprint import on_meta, outputs_bytes, weights_bytes
 from gradinv.models.leakynet import LeakyNet
 from gradinv.models.lenet import LeNet
 from gradinv.models.resnet import ResNet18
-from gradinv.room import require_room
 from gradinv.resolve import resolve
+from gradinv.room import require_room
 from gradinv.seeds import require_seed
 
 # The largest image that gets the stride-1 stem: the paper uses it at 32 and 64 pixels.
