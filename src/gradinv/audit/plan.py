@@ -76,7 +76,7 @@ class AuditConfig:
     prior: Annotated[
         str | None, _hint("the embedded one for the embedded images, none for others", "DIR")
     ] = None
-    """The server's generator: a folder of 'gradinv prior train', embedded, package.module:object."""
+    """The server's generator: a folder of a prior, embedded, or package.module:object."""
     steps_scale: float = 1.0
     """Multiplies the steps of every stage of every attack."""
     restarts: Annotated[int | None, _hint("the attack's own", "N")] = None

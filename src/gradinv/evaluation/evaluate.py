@@ -192,10 +192,11 @@ def metric_of(spec: str) -> Metric:
         ConfigError: nothing of that name, or what cannot be called.
     """
     named = resolve(spec, METRICS, kind="metric")
-    if named.settings or not callable(named.value):
-        got = named.settings or type(named.value).__name__
+    value: Any = named.value
+    if named.settings or not callable(value):
+        got = named.settings or type(value).__name__
         raise ConfigError(
             f"expected a metric named {spec!r}, got {got!r}; name a function of reconstructions "
             "and originals alone"
         )
-    return named.value
+    return value

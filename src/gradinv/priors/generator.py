@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gradinv.errors import ConfigError, PriorError, did_you_mean
 from gradinv.files import load_tensors, read_json, save_tensors, write_json
+from gradinv.resolve import resolve
 from gradinv.room import require_room
 
 Block = Callable[[Tensor], Tensor]
