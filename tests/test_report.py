@@ -34,7 +34,7 @@ from gradinv.report import (
 from gradinv.report.charts import MAX_POINTS, cost_chart, strips
 from gradinv.report.poster import grid_png
 from gradinv.report.settings import settings_of
-from gradinv.report.words import defense_words, duration, interval, number, plain, significant
+from gradinv.report.words import duration, interval, number, plain, significant
 
 STAGES = {"gi-x": ("x",), "gi-z/w": ("z", "w")}
 DEFENSES = ("none", "clip:1+noise:0.01")
@@ -705,21 +705,6 @@ def test_strips_of_one_value_and_of_none():
 
 
 # Words
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ("none", "no defence"),
-        ("sparsify:0.95", "only the largest 5 % of every tensor sent"),
-        ("sparsify:0.999", "only the largest 0.1 % of every tensor sent"),
-        ("clip:1.0+noise:0.01", "update clipped to norm 1, then Gaussian noise of σ 0.01"),
-        ("shuffle:3", "shuffle:3"),
-        ("noise:much", "noise:much"),
-    ],
-)
-def test_defences_in_words(spec, said):
-    assert defense_words(spec) == said
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """What an attack says about itself before it is run."""
 
+import json
+
 import pytest
 
 from gradinv.attacks import Adam, Attack, Stage, preset
 from gradinv.attacks.search.spaces import Pixels
+from gradinv.errors import ConfigError
 
 
 def stages(*keep: int | None, features: bool = False) -> tuple[Stage, ...]:
@@ -31,3 +34,26 @@ def test_work_counts_the_restarts_that_each_stage_steps(restarts, keep, stepped)
 def test_an_attack_in_closed_form_has_no_work():
     assert preset("r-gap").stage_work == ()
     assert preset("r-gap").total_work == 0
+
+
+class Plain:
+    def __init__(self, power):
+        self.power = power
+
+    def __call__(self, trial, target):
+        raise AssertionError
+
+
+def a_function(trial, target):
+    raise AssertionError
+
+
+def test_parts_from_outside_are_described_too():
+    def told(distance):
+        return json.loads(json.dumps(Attack("mine", (), distance).describe()))["distance"]
+
+    assert told(Plain(2.0)) == {"kind": "Plain", "power": 2.0}
+    assert told(Plain(2.0)) != told(Plain(3.0))
+    assert told(a_function) == f"{__name__}:a_function"
+    with pytest.raises(ConfigError, match="so that results say which it was, got complex; make it"):
+        told(Plain(2j))

@@ -10,10 +10,11 @@ from gradinv.engine import ExactROperator, PlainDoubleBackward, Problem, engine_
 from gradinv.engine.clipped import Clipped, through_clips
 from gradinv.engine.distances import L1, Cosine, LayerCosine, SquaredL2, Target
 from gradinv.errors import AttackError
-from gradinv.federated import Clip, Noise, Sparsify, parse_defense
+from gradinv.federated import Clip, Noise, Sparsify, observe, parse_defense
 from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_victim
 from tests.engine.networks import guesses, relative, update
 from tests.engine.test_exact import victim as relu_network
+from tests.outside import Every, Rounded
 
 LENGTHY = (SquaredL2(), L1())
 DEFENSES = (
@@ -148,3 +149,32 @@ def test_lbfgs_finds_the_image_behind_a_clip(name):
     observation = tiny_observation(model, batch, defense=defense)
     found = invert(observation, model, preset(name).with_steps([150.0]), seed=0)
     assert (found.images - batch.images).square().mean() < 1e-3
+
+
+@pytest.mark.parametrize("way", ["exact", "plain", "frozen-pattern"])
+@pytest.mark.parametrize("distance", [Cosine(), SquaredL2()])
+def test_the_trial_gradient_goes_through_what_is_not_ours(way, distance):
+    """Else the true images are no minimum: the rounding of the update would be left."""
+    model, batch = tiny_victim().double(), tiny_batch()
+    batch = replace(batch, images=batch.images.double())
+    plain = tiny_observation(model, batch)
+    step = 0.5 * float(torch.cat([v.flatten() for v in plain.gradient.values()]).std())
+    rounded = observe(model, batch, defenses=[Rounded(step)])
+    engine = engine_for(model, rounded, distance=distance, way=way)
+    right, wrong = engine.matching(torch.stack([batch.images, 1 - batch.images])).tolist()
+    assert right == pytest.approx(0, abs=1e-12)
+    assert wrong > 1e-3
+    unaware = engine_for(model, replace(rounded, defenses=()), distance=distance, way=way)
+    assert unaware.matching(batch.images[None]).item() > 1e-3
+    slope = engine.evaluate(1 - batch.images[None]).gradient
+    assert slope.abs().max() > 0
+    assert relative(slope, unaware.evaluate(1 - batch.images[None]).gradient) > 1e-3
+
+
+def test_a_part_from_outside_is_a_mask():
+    model, batch = tiny_victim().double(), tiny_batch()
+    batch = replace(batch, images=batch.images.double())
+    observation = observe(model, batch, defenses=[Every(3.0), Clip(0.1)])
+    engine = engine_for(model, observation, distance=SquaredL2())
+    assert engine.matching(batch.images[None]).item() == pytest.approx(0, abs=1e-12)
+    assert Target.of(observation).mask is not None

@@ -12,6 +12,7 @@ from gradinv.federated.defenses import (
     Clip,
     Noise,
     Sparsify,
+    defense_words,
     format_defenses,
     parse_defense,
 )
@@ -208,3 +209,21 @@ def test_format_and_parse_are_inverse(defenses):
 def test_parse_errors(spec, message):
     with pytest.raises(ConfigError, match=message):
         parse_defense(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("none", "no defence"),
+        ("sparsify:0.95", "only the largest 5 % of every tensor sent"),
+        ("sparsify:0.999", "only the largest 0.1 % of every tensor sent"),
+        ("clip:1.0+noise:0.01", "update clipped to norm 1, then Gaussian noise of σ 0.01"),
+        ("clip:1e+3", "update clipped to norm 1000"),
+        ("clip:1e+3 + mine_w:Round:0.1", "update clipped to norm 1000, then mine_w:Round:0.1"),
+        ("shuffle:3", "shuffle:3"),
+        ("noise:much", "noise:much"),
+        ("clip:0", "clip:0"),
+    ],
+)
+def test_defences_in_words(spec, said):
+    assert defense_words(spec) == said

@@ -1,5 +1,6 @@
 """An attack as a value: stages over search spaces, a gradient distance, restarts."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
@@ -265,7 +266,11 @@ class Attack:
         return list(values) * len(self.stages) if len(values) == 1 else values
 
     def describe(self) -> dict[str, Any]:
-        """Returns every number of the attack as JSON holds it."""
+        """Returns every number of the attack as JSON holds it.
+
+        Raises:
+            ConfigError: a part of it that JSON cannot hold.
+        """
         return _plain(self)
 
 
@@ -273,6 +278,17 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         named = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
         return {"kind": type(value).__name__, **named}
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return value
+    if isinstance(value, str | int | float | None):
+        return value
+    if inspect.isfunction(value):
+        return f"{value.__module__}:{value.__qualname__}"
+    # Values from outside the package; what they hold tells two of one class apart.
+    held = getattr(value, "__dict__", None)
+    if held is None:
+        raise ConfigError(
+            f"expected an attack of numbers, texts and frozen dataclasses, so that results say "
+            f"which it was, got {type(value).__name__}; make it a frozen dataclass"
+        )
+    return {"kind": type(value).__name__, **{key: _plain(held[key]) for key in sorted(held)}}

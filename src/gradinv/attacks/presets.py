@@ -4,6 +4,7 @@ Steps are for two processor cores; docs/methods.md, Settings, has the published 
 and where the TV weights and learning rates come from. ``preset("gi-x:tv=0.03")`` sets another.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
@@ -23,8 +24,9 @@ from gradinv.attacks.search.regularizers import (
 from gradinv.attacks.search.schedules import Constant, StepDecay
 from gradinv.attacks.search.spaces import OfGenerator, Pixels
 from gradinv.attacks.standard import Standard
-from gradinv.engine.distances import SquaredL2
+from gradinv.engine.distances import SquaredL2, distance_of
 from gradinv.errors import AttackError, ConfigError, did_you_mean
+from gradinv.resolve import resolve
 
 Z = OfGenerator(latents=True)
 W = OfGenerator(weights=True)
@@ -186,12 +188,20 @@ def preset(spec: str) -> Attack:
         ConfigError: a setting other than tv, lr, steps, restarts, fedavg and way, or one that does
             not fit.
     """
-    name, *settings = spec.split(":")
-    if name not in PRESETS:
+    named = resolve(
+        spec,
+        PRESETS,
+        kind="attack",
+        expected="the name of an attack or package.module:attack",
+        error=AttackError,
+    )
+    attack, name = named.value, named.name
+    if not isinstance(attack, Attack):
         raise AttackError(
-            f"expected the name of an attack, got '{name}'; " + did_you_mean(name, PRESETS)
+            f"expected an Attack named {name!r}, got {type(attack).__name__}; make one of stages "
+            "(docs/contributing.md)"
         )
-    attack = PRESETS[name]
+    settings = re.split(r":(?=[^:=]*=|$)", named.settings) if named.settings else []
     if settings and isinstance(attack, Standard):
         raise ConfigError(
             f"expected '{name}' without settings, got '{spec}'; it has none, so that its results "
@@ -199,6 +209,9 @@ def preset(spec: str) -> Attack:
         )
     for setting in settings:
         key, _, values = setting.partition("=")
+        if key == "distance":
+            attack = replace(attack, distance=distance_of(values))
+            continue
         if key in _WORDS:
             attack = _with_word(attack, key, values)
             continue

@@ -7,7 +7,7 @@ after the other, resumes from a checkpoint and leaves one.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -296,7 +296,7 @@ def compute_cell(
         "seed": setup.config.seed,
         "attack_seed": seed,
         **attack_row(reconstruction),
-        "images": [asdict(score) for score in evaluation.images],
+        "images": [score.row() for score in evaluation.images],
     }
     if row["label_recovery"] is not None:
         row["label_recovery"]["accuracy"] = label_accuracy(reconstruction.labels, batch)

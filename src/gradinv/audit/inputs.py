@@ -22,7 +22,8 @@ from gradinv.evaluation.lpips import Lpips
 from gradinv.federated import Defense, parse_defense, trainable
 from gradinv.models import build_model, load_weights, normalized_outside
 from gradinv.models.footprint import require_fits
-from gradinv.priors import Generator, embedded_prior, load_generator
+from gradinv.priors import Generator, embedded_prior, load_generator, prior_named
+from gradinv.resolve import names_object
 
 # What --prior takes in place of a folder.
 EMBEDDED = "embedded"
@@ -202,7 +203,8 @@ def load_prior(path: str | None, *, device: torch.device, embedded: bool) -> Gen
     """Returns the generator in ``path``, the embedded one, or none.
 
     Args:
-        path: a prior's folder, or the word ``embedded``; None for what ``embedded`` says.
+        path: a prior's folder, ``package.module:object``, or the word ``embedded``; None for what
+            ``embedded`` says.
         device: where to put it.
         embedded: whether to take the embedded one without a path.
 
@@ -214,7 +216,8 @@ def load_prior(path: str | None, *, device: torch.device, embedded: bool) -> Gen
         return embedded_prior().to(device)
     if path is None:
         return None
-    return load_generator(Path(path)).to(device)
+    outside = names_object(path) and not Path(path).exists()
+    return (prior_named(path) if outside else load_generator(Path(path))).to(device)
 
 
 def check_prior_fits(

@@ -72,7 +72,7 @@ class AuditConfig:
     reveal_order: bool = False
     """The server knows which images made which local step (fedavg): the upper bound."""
     attack: Annotated[tuple[str, ...], _hint("gi-x and gi-z/w; repeatable", "NAME")] = ()
-    """An attack, such as gi-x, gi-z, gi-w, gi-z/x or gi-z/w."""
+    """An attack, such as gi-x, gi-z, gi-w, gi-z/x or gi-z/w, or package.module:attack."""
     defense: Annotated[tuple[str, ...], _hint("sparsify:0.95; repeatable", "SPEC")] = ()
     """A defence: none, noise:SIGMA, sparsify:FRACTION, clip:NORM, or a chain clip:1+noise:0.01."""
     reveal_bn: Literal["none", "running", "exact"] = "none"
@@ -82,7 +82,7 @@ class AuditConfig:
     prior: Annotated[
         str | None, _hint("the embedded one for the embedded images, none for others", "DIR")
     ] = None
-    """The server's generator: a folder made by 'gradinv prior train', or the word embedded."""
+    """The server's generator: a folder of a prior, embedded, or package.module:object."""
     steps_scale: float = 1.0
     """Multiplies the steps of every stage of every attack."""
     restarts: Annotated[int | None, _hint("the attack's own", "N")] = None

@@ -20,6 +20,7 @@ from gradinv.engine.terms import (
 )
 from gradinv.errors import AttackError
 from gradinv.federated.checks import check_clients
+from gradinv.federated.defenses import format_defenses
 from gradinv.federated.observation import Observation
 from gradinv.models.batchnorm import BatchStatistics
 from gradinv.models.normalize import normalization_of
@@ -89,7 +90,7 @@ class Problem:
     Attributes:
         model: f_theta in the observation's mode.
         labels: classes of the batch; None where soft labels come with every call.
-        distance: d, behind the clips that the update went through where it sees lengths.
+        distance: d, behind the defences that the update went through where it sees them.
         target: what the trial gradient is compared with.
         image_terms: regularisers on normalised images.
         statistics_terms: regularisers on what enters the batch-norm layers.
@@ -132,8 +133,7 @@ class Problem:
 
         Raises:
             AttackError: the labels, or statistics that a regulariser needs, were not revealed; or
-                a few tensors of a clipped update are to be compared by a distance that sees their
-                length.
+                a few tensors are to be compared of an update whose defences act on all together.
             ObservationError: the update is the sum of several clients'.
             ConfigError: a regulariser that does not say what it sees.
         """
@@ -154,9 +154,10 @@ class Problem:
         lengthy = through_clips(distance, observation.defenses)
         if lengthy is not distance and len(target.gradient) < len(observation.gradient):
             raise AttackError(
-                f"expected every tensor of a clipped update for {type(distance).__name__}, which "
-                f"sees how long a gradient is, got {len(target.gradient)} of "
-                f"{len(observation.gradient)}; match them all, or attack with a cosine distance"
+                f"expected every tensor of an update under {format_defenses(observation.defenses)} "
+                f"for {type(distance).__name__}, since all together decide what was sent, got "
+                f"{len(target.gradient)} of {len(observation.gradient)}; match them all, or attack "
+                "with a cosine distance where lengths alone were changed"
             )
         like = next(iter(target.gradient.values()))
         mean, std = pixel_units(model, observation.image_shape, like)

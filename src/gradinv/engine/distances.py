@@ -8,14 +8,16 @@ other callable is differentiated by autograd.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gradinv.errors import ConfigError
 from gradinv.federated.checks import check_clients
 from gradinv.federated.observation import Observation
+from gradinv.resolve import resolve
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,3 +225,34 @@ class L1:
             (target.masked(name, trial[name]) - g).abs().sum()
             for name, g in target.gradient.items()
         ]).sum()  # fmt: skip
+
+
+DISTANCES: dict[str, Distance] = {
+    "cosine": Cosine(),
+    "layer-cosine": LayerCosine(),
+    "l1": L1(),
+    "l2": SquaredL2(),
+}
+
+
+def distance_of(spec: str) -> Distance:
+    """Returns the distance that ``l2`` or ``package.module:object`` names.
+
+    A class is called without arguments.
+
+    Raises:
+        ConfigError: nothing of that name, or what cannot be called.
+    """
+    named = resolve(spec, DISTANCES, kind="distance")
+    if named.settings:
+        raise ConfigError(
+            f"expected the distance {named.name} without settings, got {named.settings!r}; name a "
+            "value that is made"
+        )
+    value: Any = named.value() if isinstance(named.value, type) else named.value
+    if not callable(value):
+        raise ConfigError(
+            f"expected a distance named {spec!r}, got {type(value).__name__}; define "
+            "__call__(trial, target)"
+        )
+    return value

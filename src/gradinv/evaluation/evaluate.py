@@ -1,18 +1,24 @@
 """One attack's images against the client's batch: matched, measured and controlled."""
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gradinv.data import ClientBatch
-from gradinv.errors import DataError
+from gradinv.errors import ConfigError, DataError
 from gradinv.evaluation.controls import candidate_errors, count_decoys, ranks_of
 from gradinv.evaluation.matching import match
 from gradinv.evaluation.metrics import mse, psnr, ssim
+from gradinv.resolve import resolve
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+"""Reconstructions and originals to one number for each image."""
 
 PSNR_CEILING = 100.0
 """PSNR of equal images in decibels: JSON has no infinity."""
@@ -36,6 +42,7 @@ class ImageScore:
         rank: how many decoys, matched as the original was, are nearer to their reconstruction.
         decoys: how many other images of the label it was compared with; 0 without the control.
         nearest_decoy: mean squared error of the nearest of those; ``None`` without any.
+        others: name -> value of the metrics that were asked for beside these.
     """
 
     original: int
@@ -48,6 +55,12 @@ class ImageScore:
     rank: int
     decoys: int
     nearest_decoy: float | None = None
+    others: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def row(self) -> dict[str, Any]:
+        """Returns the score as results hold it, without ``others`` where there are none."""
+        row = asdict(self)
+        return row if self.others else {key: row[key] for key in row if key != "others"}
 
     @property
     def identified(self) -> bool:
@@ -99,6 +112,7 @@ def evaluate(
     *,
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
     decoys: Float[Tensor, "batch decoy channel height width"] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Evaluation:
     """Scores each image of the batch against the reconstruction matched to it.
 
@@ -107,9 +121,11 @@ def evaluate(
         batch: the client's images.
         lpips: an :class:`~gradinv.evaluation.lpips.Lpips`, or nothing.
         decoys: from :func:`~gradinv.evaluation.controls.decoys_for`, in the batch's order.
+        metrics: name -> further metrics of the matched images (:func:`metric_of`).
 
     Raises:
         DataError: shapes differ, or a reconstruction is not finite.
+        ConfigError: a metric that does not give one number for each image.
     """
     target = batch.images.detach().cpu()
     preds = reconstructions.detach().cpu().to(target.dtype)
@@ -120,6 +136,10 @@ def evaluate(
     errors = mse(preds, target)
     with torch.no_grad():
         distances = None if lpips is None else lpips(preds, target)
+        others = {
+            name: _one_each(name, metric(preds, target), len(batch))
+            for name, metric in (metrics or {}).items()
+        }
     if decoys is None:
         decoys = target.new_empty(len(batch), 0, *batch.image_shape)
     among_decoys = candidate_errors(preds, target, decoys)
@@ -138,7 +158,45 @@ def evaluate(
                 rank=int(ranks[i]),
                 decoys=int(candidates[i]),
                 nearest_decoy=float(among_decoys[i, 1:].min()) if candidates[i] else None,
+                others={name: values[i] for name, values in others.items()},
             )
             for i in range(len(batch))
         )
     )
+
+
+def _one_each(name: str, values: object, count: int) -> list[float]:
+    if isinstance(values, Tensor) and values.shape == (count,):
+        return [float(value) for value in values]
+    got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+    raise ConfigError(
+        f"expected one number for each of {count} images from the metric {name}, got {got}; "
+        "reduce over channels and pixels alone"
+    )
+
+
+METRICS: dict[str, Metric] = {
+    "mse": mse,
+    "psnr": partial(psnr, data_range=1.0),
+    "ssim": partial(ssim, data_range=1.0),
+}
+
+
+def metric_of(spec: str) -> Metric:
+    """Returns the metric that ``psnr`` or ``package.module:function`` names.
+
+    It is called with reconstructions and originals in [0, 1], both (batch, channel, height, width),
+    and returns one number for each.
+
+    Raises:
+        ConfigError: nothing of that name, or what cannot be called.
+    """
+    named = resolve(spec, METRICS, kind="metric")
+    value: Any = named.value
+    if named.settings or not callable(value):
+        got = named.settings or type(value).__name__
+        raise ConfigError(
+            f"expected a metric named {spec!r}, got {got!r}; name a function of reconstructions "
+            "and originals alone"
+        )
+    return value

@@ -1,14 +1,8 @@
 """The client's side: a batch becomes an update, and the update an observation without images."""
 
 from gradinv.federated.client import local_update, logits, loss_gradient, trainable
-from gradinv.federated.defenses import (
-    Clip,
-    Defense,
-    Noise,
-    Sparsify,
-    format_defenses,
-    parse_defense,
-)
+from gradinv.federated.defense import Defense
+from gradinv.federated.defenses import Clip, Noise, Sparsify, format_defenses, parse_defense
 from gradinv.federated.federation import Federation, simulate
 from gradinv.federated.observation import Observation, check_fits, observe
 from gradinv.federated.protocol import FedAvg, FedSGD, Order, Protocol, Reveal

@@ -1,20 +1,22 @@
-"""What a client does to its update before it leaves.
+"""The package's own defences, and the text that names these and others.
 
-A defence is a value with ``apply(gradient, generator)``, ``scaled(factor)``, which is the same in
-other units, and ``spec``, the text that :func:`parse_defense` reads. All are differentiable, so an
-attacker who knows the defence can put its own trial gradient through it.
+All are differentiable, so an attacker who knows the defence can put its own trial gradient through
+it; what the server is told of each stands in what :class:`~gradinv.federated.defense.Defense` asks.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from gradinv.errors import ConfigError, did_you_mean
+from gradinv.errors import ConfigError
+from gradinv.federated.defense import Defense, Keeps, check_defenses, plain_number
+from gradinv.resolve import Named, resolve
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Noise:
         ConfigError: sigma is negative or not finite.
     """
 
+    keeps: ClassVar[Keeps] = "values"
     sigma: float
 
     def __post_init__(self) -> None:
@@ -39,7 +42,12 @@ class Noise:
     @property
     def spec(self) -> str:
         """The defence as :func:`parse_defense` reads it."""
-        return f"noise:{_number(self.sigma)}"
+        return f"noise:{plain_number(self.sigma)}"
+
+    @property
+    def words(self) -> str:
+        """The defence as a person reads it."""
+        return f"Gaussian noise of σ {self.sigma:g}"
 
     def apply(
         self, gradient: Mapping[str, Tensor], generator: Generator | None
@@ -80,6 +88,8 @@ class Sparsify:
         ConfigError: the fraction is outside [0, 1).
     """
 
+    keeps: ClassVar[Keeps] = "part"
+    sigma = 0.0
     fraction: float
 
     def __post_init__(self) -> None:
@@ -92,7 +102,12 @@ class Sparsify:
     @property
     def spec(self) -> str:
         """The defence as :func:`parse_defense` reads it."""
-        return f"sparsify:{_number(self.fraction)}"
+        return f"sparsify:{plain_number(self.fraction)}"
+
+    @property
+    def words(self) -> str:
+        """The defence as a person reads it."""
+        return f"only the largest {100 * (1 - self.fraction):.4g} % of every tensor sent"
 
     def kept(self, count: int) -> int:
         """Returns how many of ``count`` entries survive: count - floor(fraction count).
@@ -136,6 +151,8 @@ class Clip:
         ConfigError: the norm is not positive and finite.
     """
 
+    keeps: ClassVar[Keeps] = "direction"
+    sigma = 0.0
     norm: float
 
     def __post_init__(self) -> None:
@@ -145,7 +162,12 @@ class Clip:
     @property
     def spec(self) -> str:
         """The defence as :func:`parse_defense` reads it."""
-        return f"clip:{_number(self.norm)}"
+        return f"clip:{plain_number(self.norm)}"
+
+    @property
+    def words(self) -> str:
+        """The defence as a person reads it."""
+        return f"update clipped to norm {self.norm:g}"
 
     def apply(
         self, gradient: Mapping[str, Tensor], generator: Generator | None
@@ -162,9 +184,7 @@ class Clip:
         return Clip(self.norm * factor)
 
 
-Defense = Noise | Sparsify | Clip
-
-DEFENSES: dict[str, type[Noise] | type[Sparsify] | type[Clip]] = {
+DEFENSES: dict[str, Callable[[float], Noise | Sparsify | Clip]] = {
     "noise": Noise,
     "sparsify": Sparsify,
     "clip": Clip,
@@ -174,16 +194,21 @@ DEFENSES: dict[str, type[Noise] | type[Sparsify] | type[Clip]] = {
 def parse_defense(spec: str) -> tuple[Defense, ...]:
     """Reads ``none``, ``sparsify:0.95`` or a chain such as ``clip:1+noise:0.01``.
 
+    ``package.module:Class:0.5`` makes a defence of a class from outside the package, with the
+    numbers behind its name (separated by commas, or none), ``package.module:value`` takes one that
+    is made. Update files name their defences, and can come from anybody: nothing is called that
+    does not declare what a defence declares.
+
     Args:
         spec: defences in the order in which the client applies them.
 
     Raises:
-        ConfigError: an unknown name, or a value that is missing or has no meaning.
+        ConfigError: an unknown name, a value that is missing or has no meaning, or something that
+            is no defence.
     """
     if spec.strip() == "none":
         return ()
-    # A "+" before a letter joins two defences; the one in "1e+3" does not.
-    return tuple(_parse_one(part, spec) for part in re.split(r"\+\s*(?=[A-Za-z])", spec))
+    return tuple(_parse_one(part, spec) for part in _split(spec))
 
 
 def format_defenses(defenses: Sequence[Defense]) -> str:
@@ -191,21 +216,77 @@ def format_defenses(defenses: Sequence[Defense]) -> str:
     return "+".join(defense.spec for defense in defenses) or "none"
 
 
-def _parse_one(part: str, spec: str) -> Defense:
-    name, _, value = part.strip().partition(":")
-    if name not in DEFENSES:
-        raise ConfigError(
-            f"expected a defence such as none, sparsify:0.95 or clip:1+noise:0.01, got {name!r} in "
-            f"{spec!r}; {did_you_mean(name, ['none', *DEFENSES])}"
-        )
+def defense_words(spec: str) -> str:
+    """Returns a spec in words; what lies outside the package, or is none, as it is written.
+
+    >>> defense_words("clip:1+noise:0.01")
+    'update clipped to norm 1, then Gaussian noise of σ 0.01'
+    """
+    if spec.strip() == "none":
+        return "no defence"
+    return ", then ".join(map(_one_in_words, _split(spec)))
+
+
+def _one_in_words(part: str) -> str:
+    name, _, value = part.partition(":")
     try:
-        number = float(value)
+        return DEFENSES[name](float(value)).words
+    except (KeyError, ValueError, ConfigError):  # nothing is imported to describe it
+        return part
+
+
+def _split(spec: str) -> list[str]:
+    """Returns the parts of a chain: a "+" before a name joins two, the one in "1e+3" does not."""
+    return [part.strip() for part in re.split(r"\+\s*(?=[A-Za-z_])", spec)]
+
+
+def _parse_one(part: str, spec: str) -> Defense:
+    named = resolve(
+        part,
+        DEFENSES,
+        kind="defence",
+        expected="a defence such as none, sparsify:0.95 or clip:1+noise:0.01",
+        whole=spec,
+        also=("none",),
+    )
+    if named.outside:
+        return _from_outside(named, spec)
+    return named.value(_number(named.settings, named.name, spec))
+
+
+def _from_outside(named: Named, spec: str) -> Defense:
+    """Returns the defence that a class from outside makes, or that a module holds."""
+    value = named.value
+    if not isinstance(value, type):
+        if named.settings:
+            raise ConfigError(
+                f"expected {named.name} without numbers, got {named.settings!r} in {spec!r}; it is "
+                "a value already, and only classes take some"
+            )
+        check_defenses([value])
+        return value
+    if not all(hasattr(value, what) for what in ("keeps", "apply", "scaled")):
+        raise ConfigError(
+            f"expected a class that declares keeps, apply and scaled, got {named.name}; "
+            "see docs/contributing.md for what a defence is"
+        )
+    given = named.settings.split(",") if named.settings else []
+    numbers = [_number(text, named.name, spec) for text in given]
+    try:
+        defense = value(*numbers)
+    except TypeError as error:
+        raise ConfigError(
+            f"expected the numbers of {named.name} in {spec!r}, got '{error}'; separate them by "
+            "commas"
+        ) from error
+    check_defenses([defense])
+    return defense
+
+
+def _number(value: str, name: str, spec: str) -> float:
+    try:
+        return float(value)
     except ValueError:
         raise ConfigError(
             f"expected a number after '{name}:', got {value!r} in {spec!r}; write {name}:0.5"
         ) from None
-    return DEFENSES[name](number)
-
-
-def _number(value: float) -> str:
-    return repr(float(value)).removesuffix(".0").replace("e+", "e")

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from gradinv.data import ClientBatch, ImageSet, fingerprint_batches
 from gradinv.data.check import require_sound
 from gradinv.errors import ConfigError, StorageError
-from gradinv.federated.defenses import Defense, format_defenses
+from gradinv.federated.defense import Defense
+from gradinv.federated.defenses import format_defenses
 from gradinv.federated.observation import observe
 from gradinv.federated.protocol import FedAvg, FedSGD, Protocol, Reveal
 from gradinv.files import read_json, write_json

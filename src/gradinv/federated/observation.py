@@ -25,7 +25,8 @@ from gradinv.federated.checks import (
     differences,
 )
 from gradinv.federated.client import local_update, logits, loss_gradient
-from gradinv.federated.defenses import Defense, Noise, Sparsify, format_defenses, parse_defense
+from gradinv.federated.defense import Defense, check_defenses, survivors_of
+from gradinv.federated.defenses import format_defenses, parse_defense
 from gradinv.federated.protocol import PROTOCOLS, FedAvg, FedSGD, Order, Protocol, Reveal
 from gradinv.files import load_tensors, save_tensors
 from gradinv.memory import own_network, owned
@@ -69,6 +70,7 @@ class Observation:
             batch size, shape, number of classes or of clients that is no whole number above 0,
             labels that do not fit the batch or the classes, or an order that does not fit the
             protocol.
+        ConfigError: a defence that does not say what it leaves.
     """
 
     gradient: Mapping[str, Tensor]
@@ -88,6 +90,7 @@ class Observation:
             raise ObservationError(
                 "expected at least one gradient in the update, got none; observe it again"
             )
+        check_defenses(self.defenses)
         self._own()
         check_floats(self._floats())
         check_counts(self.image_shape, self.batch_size, self.num_classes, self.clients)
@@ -98,22 +101,11 @@ class Observation:
 
     @property
     def sparsity_mask(self) -> Mapping[str, Tensor] | None:
-        """Which coordinates survived, when the client is publicly known to sparsify.
-
-        Those that are not zero. Noise that comes after a sparsification covers the zeros: then
-        those of largest magnitude in each tensor, as many as the sparsification keeps.
+        """Which coordinates survived, when the client is publicly known to send a part of them.
 
         Parameter name -> bool tensor of the parameter's shape; computed at each access.
         """
-        if not any(isinstance(defense, Sparsify) for defense in self.defenses):
-            return None
-        mask = {name: value != 0 for name, value in self.gradient.items()}
-        for index, defense in enumerate(self.defenses):
-            covered = any(isinstance(later, Noise) for later in self.defenses[index:])
-            if isinstance(defense, Sparsify) and covered:
-                for name, value in self.gradient.items():
-                    mask[name] &= defense.survivors(value)
-        return mask
+        return survivors_of(self.defenses, self.gradient)
 
     def as_one_gradient(self) -> "Observation":
         """Returns the update as if the client had sent one gradient of its whole batch.
@@ -161,7 +153,14 @@ class Observation:
 
         Raises:
             StorageError: the file cannot be written.
+            ConfigError: a defence whose spec does not name it.
         """
+        defenses = format_defenses(self.defenses)
+        if (read := format_defenses(parse_defense(defenses))) != defenses:
+            raise ConfigError(
+                f"expected defences whose specs name them, got {defenses!r}, which reads as "
+                f"{read!r}; make them with gradinv.federated.defense.spec_of"
+            )
         tensors = dict(self._floats())
         if self.labels is not None:
             tensors["labels"] = self.labels
@@ -175,7 +174,7 @@ class Observation:
             "num_classes": self.num_classes,
             "protocol": {"name": _protocol_name(self.protocol), **asdict(self.protocol)},
             "order": self.order,
-            "defenses": format_defenses(self.defenses),
+            "defenses": defenses,
             "clients": self.clients,
             "model": dict(self.model),
         }
@@ -259,10 +258,11 @@ def observe(
     Raises:
         ModelError: the model is in the wrong mode, has no batch-norm layers whose statistics could
             be revealed, or does not fit the batch's channels or labels.
-        ConfigError: the order or a defence needs the generator, more than one client is asked
-            for, or the order of a client that splits nothing.
+        ConfigError: the order or a defence needs the generator, a defence does not say what it
+            leaves, more than one client is asked for, or the order of a client that splits nothing.
         ObservationError: the gradient is not finite or zero everywhere, or local training diverged.
     """
+    check_defenses(defenses)
     if reveal.clients != 1:
         raise ConfigError(
             f"expected one client, got clients={reveal.clients}; one batch is one client's"

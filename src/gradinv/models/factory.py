@@ -1,22 +1,19 @@
 """Clients' networks by name, or from any importable factory."""
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradinv.errors import ModelError, did_you_mean
+from gradinv.errors import ModelError
 from gradinv.models.convnet import ConvNet
 from gradinv.models.footprint import on_meta, outputs_bytes, weights_bytes
 from gradinv.models.leakynet import LeakyNet
 from gradinv.models.lenet import LeNet
 from gradinv.models.resnet import ResNet18
+from gradinv.resolve import resolve
 from gradinv.room import require_room
 from gradinv.seeds import require_seed
 
@@ -77,11 +74,7 @@ def build_model(
             called; a network that does not map the images to logits.
         ConfigError: a seed that cannot be.
     """
-    if spec not in MODELS and ":" not in spec:
-        raise ModelError(
-            f"expected a model among {', '.join(MODELS)} or package.module:factory, "
-            f"got {spec!r}; {did_you_mean(spec, MODELS)}"
-        )
+    factory = _factory(spec)
     require_seed(seed, "the network's seed")
     if num_classes < 2:
         raise ModelError(
@@ -92,9 +85,7 @@ def build_model(
     _require_room(spec, arguments)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        model = (
-            MODELS[spec](**arguments) if spec in MODELS else _call(spec, _import(spec), arguments)
-        )
+        model = factory(**arguments) if spec in MODELS else _call(spec, factory, arguments)
         model.eval()
         if spec not in MODELS:
             _check_logits(spec, model, (2, channels, image_size, image_size), num_classes)
@@ -126,35 +117,25 @@ def _require_room(spec: str, arguments: dict[str, int]) -> None:
     require_room(needed, "a network", lower, ModelError)
 
 
-def _import(spec: str) -> Callable[..., Any]:
-    module_name, _, attribute = spec.partition(":")
-    try:
-        with _working_directory_importable():
-            module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs foreign code, which may raise anything
+def _factory(spec: str) -> Callable[..., Any]:
+    named = resolve(
+        spec,
+        MODELS,
+        kind="factory",
+        expected=f"a model among {', '.join(MODELS)} or package.module:factory",
+        error=ModelError,
+    )
+    if named.settings:
         raise ModelError(
-            f"expected --model {spec!r} to name an importable module, got "
-            f"{type(error).__name__}: {error}; check the name, or run where {module_name} lies"
-        ) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        callables = [name for name in dir(module) if callable(getattr(module, name))]
-        got = "nothing of that name" if factory is None else type(factory).__name__
-        raise ModelError(
-            f"expected a factory {attribute!r} in {module_name}, got {got}; "
-            f"{did_you_mean(attribute, [name for name in callables if name[0] != '_'])}"
+            f"expected {named.name} without settings, got {named.settings!r}; write a factory that "
+            "needs none"
         )
-    return factory
-
-
-@contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
+    if not callable(named.value):
+        raise ModelError(
+            f"expected a factory {named.name!r}, got {type(named.value).__name__}; name a function "
+            "that returns the network"
+        )
+    return named.value
 
 
 def _call(spec: str, factory: Callable[..., Any], arguments: dict[str, int]) -> nn.Module:

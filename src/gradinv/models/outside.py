@@ -50,7 +50,7 @@ def normalized_outside(model: Network, mean: Sequence[float], std: Sequence[floa
             f"{type(model).__name__} that was compiled or patched; normalise before that is done"
         )
     outside = copy.copy(model)
-    outside.__class__ = _subclass(type(model))
+    object.__setattr__(outside, "__class__", _subclass(type(model)))
     # Not as a submodule: a Sequential would take it for one of its layers, and a state_dict too.
     object.__setattr__(outside, _NAME, normalize)
     return outside

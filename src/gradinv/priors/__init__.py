@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gradinv.priors import dcgan as dcgan  # registers the architecture
 from gradinv.priors import whitened as whitened  # and so does this
-from gradinv.priors.generator import Generator, load_generator
+from gradinv.priors.generator import Adapted, Generator, load_generator, prior_named
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "fashion_mnist_prior"
 
@@ -14,4 +14,4 @@ def embedded_prior() -> Generator:
     return load_generator(EMBEDDED)
 
 
-__all__ = ["EMBEDDED", "Generator", "embedded_prior", "load_generator"]
+__all__ = ["EMBEDDED", "Adapted", "Generator", "embedded_prior", "load_generator", "prior_named"]

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradinv.federated.defenses import defense_words
 from gradinv.report import findings
 from gradinv.report.charts import CostChart, Strip, cost_chart, strips
 from gradinv.report.gallery import Evidence, Gallery, evidence_of, galleries_of, with_pictures
 from gradinv.report.pictures import CellPictures
 from gradinv.report.settings import settings_of
-from gradinv.report.words import clean, defense_words, is_number, plain, sentence_case
+from gradinv.report.words import clean, is_number, plain, sentence_case
 
 
 @dataclass(frozen=True)

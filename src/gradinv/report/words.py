@@ -102,34 +102,6 @@ def stage_words(name: str) -> str:
     return _STAGE_WORDS.get(name, "")
 
 
-def defense_words(spec: str) -> str:
-    """Returns a defence's spec in words.
-
-    >>> defense_words("clip:1+noise:0.01")
-    'update clipped to norm 1, then Gaussian noise of σ 0.01'
-    """
-    return ", then ".join(_one_defense(part) for part in spec.split("+"))
-
-
-def _one_defense(spec: str) -> str:
-    kind, _, argument = spec.partition(":")
-    try:
-        size = float(argument) if argument else None
-    except ValueError:
-        size = None
-    match kind, size:
-        case "none", None:
-            return "no defence"
-        case "sparsify", float():
-            return f"only the largest {100 * (1 - size):.4g} % of every tensor sent"
-        case "noise", float():
-            return f"Gaussian noise of σ {size:g}"
-        case "clip", float():
-            return f"update clipped to norm {size:g}"
-        case _:
-            return spec
-
-
 def sentence_case(text: str) -> str:
     """Returns the text with its first letter in upper case and the rest untouched."""
     return text[:1].upper() + text[1:]

@@ -7,16 +7,17 @@ from torch import Tensor, nn
 from gradinv.attacks import AnalyticAttack, Checkpoint, Outcome, invert, preset, rank_analysis
 from gradinv.attacks.recursion.chain import chain_of
 from gradinv.attacks.recursion.linear import system_of
-from gradinv.attacks.recursion.peeling import peel
+from gradinv.attacks.recursion.peeling import _last_layer, peel
 from gradinv.attacks.recursion.ranks import rank_sentence
 from gradinv.attacks.recursion.system import SystemEngine
 from gradinv.attacks.search.regularizers import TotalVariation
 from gradinv.data import ClientBatch
 from gradinv.errors import AttackError
 from gradinv.evaluation.metrics import psnr
-from gradinv.federated import FedAvg, FedSGD, Observation, Reveal, observe, parse_defense
+from gradinv.federated import Clip, FedAvg, FedSGD, Observation, Reveal, observe, parse_defense
 from gradinv.models import LeakyNet, Normalize
 from tests.attacks.tiny import tiny_prior
+from tests.outside import Every
 
 SIDE = 8
 
@@ -432,3 +433,27 @@ def test_a_gradient_of_zeros_ends_in_an_outcome():
     assert isinstance(observed, Observation)
     assert found.outcome is Outcome.NON_FINITE
     assert torch.isfinite(found.images).all()
+
+
+def test_entries_that_were_not_sent_say_nothing_of_the_features():
+    """Taken for zeros, they would make every feature smaller than it is."""
+    model = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 4))).double()
+    batch = image().to(dtype=torch.float64)
+    gradient = dict(observe(model, batch).gradient)
+    kept = Every(3.0).survivors(gradient["1.weight"])
+    gradient["1.weight"] = gradient["1.weight"] * kept
+    link = chain_of(model, (1, SIDE, SIDE))[-1]
+    h, _, error = _last_layer(link, gradient, 1, clipped=False, kept=kept)
+    assert torch.allclose(h, batch.images.flatten(), atol=1e-10)
+    assert error < 1e-20
+
+
+def test_a_feature_none_of_whose_entries_was_sent_is_taken_for_zero():
+    model = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 4))).double()
+    batch = image().to(dtype=torch.float64)
+    found = peel(observe(model, batch, defenses=[Every(3.0), Clip(0.1)]), model)
+    kept = Every(3.0).survivors(torch.zeros(4, SIDE**2))
+    # The bias tells of the entries 0 and 3 alone, so only features that these two rows sent.
+    told = (kept[0] | kept[3]).reshape(1, 1, SIDE, SIDE)
+    assert torch.allclose(found.image[told], batch.images[told], atol=1e-9)
+    assert found.image[~told].abs().max() == 0

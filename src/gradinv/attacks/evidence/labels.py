@@ -17,7 +17,7 @@ from gradinv.attacks.evidence.head import Head, find_head, random_images
 from gradinv.attacks.evidence.proofs import proven_counts
 from gradinv.engine.distances import Target
 from gradinv.errors import AttackError
-from gradinv.federated.defenses import Clip, Noise, Sparsify
+from gradinv.federated.defense import changes_direction, changes_length
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 from gradinv.memory import owned
@@ -109,8 +109,7 @@ def recover_labels(
     gap, exact = 0.0, False
     if method is LabelMethod.IDLG:
         counts = _idlg(update)
-        hidden = any(isinstance(d, Noise | Sparsify) for d in observation.defenses)
-        exact = not (approximate or hidden)
+        exact = not (approximate or changes_direction(observation.defenses))
     elif method is LabelMethod.COLUMN_MINIMUM:
         counts = _column_minimum(update)
     else:
@@ -204,7 +203,7 @@ class _Update:
             usual=usual,
             biased=biased,
             least=least,
-            clipped=any(isinstance(defense, Clip) for defense in observation.defenses),
+            clipped=changes_length(observation.defenses),
         )
 
     def posterior(self, means: Float[Tensor, "class column"]) -> Float[Tensor, "class class"]:

@@ -5,8 +5,6 @@ whose only negative entry is that of the label. What is said here is no estimate
 trained network as for an untrained one.
 """
 
-import math
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +12,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from gradinv.attacks.evidence.head import Head
-from gradinv.federated.defenses import Noise, Sparsify
+from gradinv.federated.defense import changes_direction, noise_of, signs_hold
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
@@ -35,7 +33,7 @@ def proven_counts(observation: Observation, head: Head) -> Int[Tensor, " class"]
     counts = _present(observation, head)
     protocol, batch = observation.protocol, observation.batch_size
     several = isinstance(protocol, FedAvg) and protocol.steps(batch) > 1
-    altered = any(isinstance(defense, Noise | Sparsify) for defense in observation.defenses)
+    altered = changes_direction(observation.defenses)
     if not (several or altered or bool((head.features < 0).any())):
         alone = torch.maximum(counts, lone_images(weight))
         counts = alone if alone.sum() <= batch else counts
@@ -50,9 +48,11 @@ def _present(observation: Observation, head: Head) -> Int[Tensor, " class"]:
     a negative db_c is proof in any network. It stays proof through clipping, in what a
     sparsification leaves, and through local training, all of whose steps say the same. Noise of
     known size must be beaten by five of its standard deviations, by an entry or along what random
-    images excite.
+    images excite. A defence that does not keep signs leaves no proof.
     """
-    noise = math.hypot(*(d.sigma for d in observation.defenses if isinstance(d, Noise)))
+    if not signs_hold(observation.defenses):
+        return torch.zeros(len(head.weight), dtype=torch.long)
+    noise = noise_of(observation.defenses)
     features = head.features.detach().double().cpu()
     present = torch.zeros(len(head.weight), dtype=torch.bool)
     for name, start in ((head.bias_name, head.bias), (head.weight_name, head.weight)):

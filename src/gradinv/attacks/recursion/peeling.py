@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gradinv.attacks.recursion.chain import Link, chain_of, undo
@@ -19,7 +19,7 @@ from gradinv.attacks.recursion.linear import System, system_of
 from gradinv.attacks.result import Outcome, Reconstruction, StageResult
 from gradinv.engine.distances import Target
 from gradinv.errors import AttackError
-from gradinv.federated.defenses import Clip
+from gradinv.federated.defense import changes_length
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
@@ -141,9 +141,10 @@ def peel(observation: Observation, model: nn.Module, *, name: str = "r-gap") -> 
     target = Target.of(observation)
     # Also on CUDA: least squares in double precision are the processor's work.
     gradient = {key: value.detach().double().cpu() for key, value in target.gradient.items()}
-    clipped = any(isinstance(defense, Clip) for defense in observation.defenses)
+    clipped = changes_length(observation.defenses)
     label = int(observation.labels[0])
-    known, slope, error = _last_layer(links[-1], gradient, label, clipped=clipped)
+    kept = None if target.mask is None else target.mask[f"{links[-1].name}.weight"].cpu()
+    known, slope, error = _last_layer(links[-1], gradient, label, clipped=clipped, kept=kept)
     residuals, systems, inner, first = [error], [], None, 0
     for index in reversed(range(len(links) - 1)):
         link = links[index]
@@ -185,7 +186,12 @@ def _before(links: tuple[Link, ...], like: Tensor) -> Callable[[Tensor], Tensor]
 
 
 def _last_layer(
-    link: Link, gradient: dict[str, Tensor], label: int, *, clipped: bool
+    link: Link,
+    gradient: dict[str, Tensor],
+    label: int,
+    *,
+    clipped: bool,
+    kept: Bool[Tensor, "class feature"] | None,
 ) -> tuple[Float[Tensor, " feature"], Float[Tensor, " feature"], float]:
     """Returns h, dl/dh and the relative error of dl/dW = k h^T.
 
@@ -193,7 +199,9 @@ def _last_layer(
     gives k = t u and h = s v / t up to a scalar t > 0, which solves softmax(W h) - y = k. This
     takes the place of the paper's scalar equation <dl/dW, W> = mu l'(mu); with more than two
     classes it is over-determined, so t is where its residual is smallest. Known clips leave an
-    unknown part of the gradient, k and t u included, and nothing of h is changed by that.
+    unknown part of the gradient, k and t u included, and nothing of h is changed by that. Entries
+    that a sparsification did not send are no equations: a feature none of whose entries was sent is
+    taken for 0.
     """
     layer = link.layer
     assert isinstance(layer, nn.Linear)
@@ -211,8 +219,10 @@ def _last_layer(
         target = torch.nn.functional.one_hot(torch.tensor(label), len(u)).double()
         direction = clipped and len(u) > 2
         k = _scalar(u, weight @ h, offset - target.new_zeros(()), target, direction=direction) * u
-    h = observed.T @ k / k.square().sum()
-    error = (observed - k[:, None] * h).square().sum() / observed.square().sum()
+    seen = torch.ones_like(observed) if kept is None else kept.to(observed)
+    squares = seen.T @ k.square()
+    h = (seen * observed).T @ k / squares.where(squares > 0, 1)
+    error = (seen * (observed - k[:, None] * h)).square().sum() / observed.square().sum()
     return h, weight.T @ k, float(error)
 
 
