@@ -11,10 +11,11 @@ import shlex
 import sys
 from statistics import fmean
 
+from gradinv.cli.progress import AuditProgress
+
 from benchmarks.results import ROOT, rows_of_audit, write_results
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.runner import run_audit
-from gradinv.cli.progress import AuditProgress
 
 WAYS = ("exact", "plain", "frozen-pattern", "bf16")
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from gradinv.cli.progress import AuditProgress
+
 from benchmarks.results import rows_of_audit
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.runner import run_audit
 from gradinv.cli import main as gradinv
-from gradinv.cli.progress import AuditProgress
 from gradinv.data import load_images
 from gradinv.errors import GradinvError
 from gradinv.files import read_json

@@ -14,10 +14,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from gradinv.cli.progress import AuditProgress
+
 from benchmarks.results import ROOT, rows_of_audit
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.runner import run_audit
-from gradinv.cli.progress import AuditProgress
 from gradinv.models.convnet import ConvNet
 
 SIMULATED = "gi-x:tv=0.01:lr=0.3:steps=200"

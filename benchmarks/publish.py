@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from gradinv.cli.progress import AuditProgress
+
 from benchmarks.results import ROOT, image_figures, rows_of_audit, write_results
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.runner import run_audit
-from gradinv.cli.progress import AuditProgress
 from gradinv.report import write_report
 
 ATTACKS = ("gi-x", "gi-z", "gi-w", "gi-z/x", "gi-z/w")

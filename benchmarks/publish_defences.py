@@ -17,13 +17,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from gradinv.cli.progress import AuditProgress
 from rich.progress import track
 
 from benchmarks.results import ROOT, command_line, rows_of_audit, write_results
 from benchmarks.utility import Training
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.runner import run_audit
-from gradinv.cli.progress import AuditProgress
 from gradinv.evaluation.verdict import Level
 from gradinv.files import read_json, write_json
 from gradinv.report import write_report

@@ -16,11 +16,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from gradinv.cli.progress import AuditProgress
+
 from benchmarks.results import ROOT, rows_of_audit, write_results
 from gradinv.attacks.standard import VERSION
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.runner import run_audit
-from gradinv.cli.progress import AuditProgress
 
 FRACTIONS = (1.0, 1 / 3)
 

@@ -11,6 +11,7 @@ from gradinv.files import load_tensors, save_tensors
 
 _SCHEMA = 1
 _NAMED = 3  # parameters of each kind of misfit that an error names
+_COUNTER = "num_batches_tracked"  # in batch norm, beside running_mean
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -68,13 +69,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def _with_counters(own: dict[str, Tensor], stored: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns the stored weights with the model's own counters of batches where they hold none.
 
+    Only of layers that they hold: of others the counter is missing with everything else.
     Older programs saved none, and some formats turn a number into a vector; only a momentum of None
     ever reads a counter.
     """
     counters = {
         name: _counter(value, stored.get(name))
         for name, value in own.items()
-        if name.endswith("num_batches_tracked")
+        if name.endswith(_COUNTER) and f"{name.removesuffix(_COUNTER)}running_mean" in stored
     }
     return stored | counters
 

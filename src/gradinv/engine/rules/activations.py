@@ -140,6 +140,7 @@ FUNCTIONAL: Mapping[Any, Callable[..., Op]] = {
     functional.softshrink: _softshrink,
     functional.hardshrink: _hardshrink,
     torch.hardshrink: _hardshrink,
+    functional.threshold: _threshold,
     torch.threshold: _threshold,
     functional.rrelu: _rrelu,
     torch.rrelu: _rrelu,

@@ -14,8 +14,8 @@ from gradinv.engine.rules.activations import ACTIVATIONS, FUNCTIONAL
 from gradinv.engine.rules.gated import Multiply
 from gradinv.engine.rules.norm import BatchNorm
 from gradinv.engine.rules.op import Op, UnsupportedError, pair
-from gradinv.engine.rules.pointwise import LeakyReLU, ReLU, Smooth
 from gradinv.engine.rules.piecewise import PReLU
+from gradinv.engine.rules.pointwise import LeakyReLU, ReLU, Smooth
 from gradinv.engine.rules.pooling import AdaptiveAvgPool, AvgPool, MaxPool, Mean
 from gradinv.engine.rules.shape import Add, Affine, Concatenate, Identity, Reshape
 from gradinv.engine.rules.weighted import Convolution, Linear
