@@ -11,13 +11,14 @@ from gradinv.engine import ExactROperator, PlainDoubleBackward, engine_for
 from gradinv.engine.distances import Cosine
 from gradinv.engine.frozen import FrozenPattern
 from gradinv.engine.rules.activations import ACTIVATIONS
-from gradinv.engine.rules.op import UnsupportedError
+from gradinv.engine.rules.gated import GLU, Multiply
+from gradinv.engine.rules.op import Run, Saved, UnsupportedError
 from gradinv.engine.rules.table import MODULES
 from gradinv.errors import AttackError
 from tests.engine.networks import guesses, relative, update
 
-# Some with settings that are not the default ones. CELU's are powers of two: autograd rounds 1 / alpha
-# to float32.
+# Some with settings that are not the default ones. CELU's is a power of two: autograd rounds
+# 1 / alpha to float32.
 MODULES_TRIED = (
     nn.CELU(0.5), nn.ELU(1.3), nn.GELU(), nn.GELU("tanh"), nn.GLU(1), nn.Hardshrink(0.2),
     nn.Hardsigmoid(), nn.Hardswish(), nn.Hardtanh(-0.3, 0.7), nn.LeakyReLU(0.2), nn.LogSigmoid(),
@@ -132,3 +133,12 @@ def test_random_slopes_have_no_rule():
     with pytest.raises(AttackError, match="RReLU in train mode, which draws its slopes") as error:
         engine_for(model, observation, distance=Cosine(), way="exact")
     assert isinstance(error.value.__cause__, UnsupportedError)
+
+
+def test_products_and_gates_that_mix_images_have_no_rule():
+    a, b = torch.ones(2, 2, 2), torch.ones(2, 2)
+    run = Run(1, {}, frozenset())
+    with pytest.raises(UnsupportedError, match="a product of 3 and 2 dimensions"):
+        Multiply().forward(run, Saved(), a, b)
+    with pytest.raises(UnsupportedError, match="a gated linear unit over the batch"):
+        GLU(-3).forward(run, Saved(), a)
