@@ -8,7 +8,7 @@ import pytest
 from gradinv.attacks import preset
 from gradinv.audit.ways import notes_of_ways, way_notes
 from gradinv.cli import main
-from gradinv.federated import FedAvg, FedSGD
+from gradinv.federated import FedAvg, FedSGD, Protocol
 from gradinv.models import build_model
 from tests.audit.world import build
 
@@ -25,7 +25,7 @@ def network(name: str):
     return build_model(name, num_classes=3, channels=1, image_size=16, seed=0).eval()
 
 
-def notes(model: str, attack: str, protocol=FedSGD()) -> list[str]:  # noqa: B008 - frozen
+def notes(model: str, attack: str, protocol: Protocol = FedSGD()) -> list[str]:  # noqa: B008 - frozen
     return way_notes([preset(attack)], network(model), (1, 16, 16), protocol)
 
 
