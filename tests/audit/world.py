@@ -44,6 +44,21 @@ def frozen(num_classes, channels, image_size):
 def empty(num_classes, channels, image_size):
     return nn.Sequential(nn.AdaptiveAvgPool2d((1, num_classes)), nn.Flatten())
 
+def gated(num_classes, channels, image_size):
+    net = make(num_classes, channels, image_size)
+    net.insert(3, nn.Softmax(1))
+    return net
+
+def hard(num_classes, channels, image_size):
+    net = gated(num_classes, channels, image_size)
+    net[2] = nn.Hardsigmoid()
+    return net
+
+def mobile(num_classes, channels, image_size):
+    net = make(num_classes, channels, image_size)
+    net[2] = nn.Hardsigmoid()
+    return net
+
 def plain(num_classes, channels, image_size):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
 """

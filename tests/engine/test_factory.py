@@ -67,9 +67,9 @@ class Scaled(Body):
         return x * self.scale
 
 
-class Product(Body):
+class Quotient(Body):
     def middle(self, x):
-        return x * torch.sigmoid(x)
+        return x / (1 + torch.sigmoid(x))
 
 
 class Branching(Body):
@@ -110,7 +110,7 @@ WITHOUT_RULES = {
     Attention: "Tensor.transpose",
     Detached: "what the network does beside its traced operations (gradient of conv",
     Scaled: "arithmetic with the parameter scale",
-    Product: "arithmetic between activations",
+    Quotient: "arithmetic between activations",
     Branching: "the network as torch.fx sees it (TraceError",
     Subclassed: "abs",
     OverBatch: "a mean over the batch",

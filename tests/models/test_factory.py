@@ -32,6 +32,8 @@ def no_module(): return 3
 def needs_more(depth): return nn.Identity()
 def raises(): raise RuntimeError("out of luck")
 def wrong_shape(): return nn.Flatten()
+def one_logit(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(1))
+def squeezed(): return nn.Sequential(one_logit(), nn.Flatten(0))
 def cannot_run(): return nn.Linear(3, 3)
 
 class Pair(nn.Module):
@@ -147,3 +149,12 @@ def test_a_module_that_is_installed():
     with pytest.raises(ModelError, match=r"expected torch\.nn:Identity to map images"):
         build("torch.nn:Identity")
     assert isinstance(build("gradinv.models.convnet:ConvNet"), nn.Module)
+
+
+@pytest.mark.usefixtures("foreign")
+@pytest.mark.parametrize("factory", ["one_logit", "squeezed"])
+def test_one_logit_gets_a_sentence_of_its_own(factory):
+    with pytest.raises(ModelError, match="one logit, as binary cross entropy takes it") as caught:
+        build(f"foreignnets:{factory}")
+    assert "also where there are two" in str(caught.value)
+    assert "give the network 5 outputs" not in str(caught.value)

@@ -39,6 +39,22 @@ def test_a_state_dict_that_another_program_saved(tmp_path):
     assert fingerprint(loaded) == fingerprint(saved)
 
 
+@pytest.mark.parametrize("stored", [None, torch.zeros(0), torch.tensor([7])])
+def test_a_batch_norm_counter_is_no_reason_to_refuse(tmp_path, stored):
+    state = {name: value.clone() for name, value in make(0).state_dict().items()}
+    name = "blocks.block1.bn.num_batches_tracked"
+    del state[name]
+    if stored is not None:
+        state[name] = stored
+    save_file(state, tmp_path / "net.safetensors")
+    loaded = make(1)
+    kept = 7 if stored is not None and len(stored) else loaded.get_buffer(name).item()
+    load_weights(loaded, tmp_path / "net.safetensors")
+    assert loaded.get_buffer(name).item() == kept
+    assert loaded.get_buffer(name).shape == ()
+    assert torch.equal(loaded.get_parameter("head.weight"), state["head.weight"])
+
+
 def test_every_problem_is_listed_and_the_model_is_left_alone(tmp_path):
     state = make().state_dict()
     state["extra.weight"] = torch.zeros(1)

@@ -19,6 +19,7 @@ from gradinv.audit.rows import attack_row, picture_tensors
 from gradinv.audit.runner import Monitor, one_thread
 from gradinv.audit.setup import adjusted
 from gradinv.audit.store import SCHEMA, RunStore
+from gradinv.audit.ways import way_notes
 from gradinv.data import ClientBatch
 from gradinv.environment import machine, revision, versions
 from gradinv.federated import FedSGD, Observation, Protocol, Reveal
@@ -249,6 +250,12 @@ def _content(inversion: Inversion, reconstruction: Reconstruction) -> dict[str, 
         "seed": inversion.settings["seed"],
         "labels": reconstruction.labels.tolist(),
         **attack_row(reconstruction),
+        "notes": way_notes(
+            [inversion.attack],
+            inversion.model,
+            inversion.observation.image_shape,
+            inversion.observation.protocol,
+        ),
         "config": {
             **inversion.settings,
             "versions": known,

@@ -19,6 +19,7 @@ from gradinv.audit.budget import budget_note, budgets
 from gradinv.audit.inputs import Inputs, check_prior_fits, load_inputs, model_info
 from gradinv.audit.plan import AuditConfig
 from gradinv.audit.protocol import local_training_note, protocol_of, reveal_of
+from gradinv.audit.ways import way_notes
 from gradinv.data import ClientBatch, ImageSet, fingerprint_batches
 from gradinv.data.classes import parse_classes
 from gradinv.environment import versions
@@ -169,6 +170,12 @@ class Setup:
         if any(isinstance(attack, AnalyticAttack) for attack in self.server.attacks.values()):
             ranks = rank_analysis(self.model, self.client.images.image_shape)
             notes.append(rank_sentence(ranks))
+        notes += way_notes(
+            self.server.attacks.values(),
+            self.model,
+            self.client.images.image_shape,
+            self.protocol,
+        )
         if isinstance(self.protocol, FedAvg):
             notes.append(local_training_note(self.protocol, self.reveal, self.config.batch_size))
         if self.judge.lpips is None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from gradinv.api.progress import AuditProgress
 from gradinv.audit.budget import budget_note
 from gradinv.audit.runner import AuditStopped, run_audit
+from gradinv.audit.ways import notes_of_ways
 from gradinv.cli.options import Audit, Report
 from gradinv.cli.stopping import Stopped, run_folder
 from gradinv.report import terminal_table, verdict_line, write_report
@@ -37,6 +38,8 @@ def audit(options: Audit) -> None:
     print_paragraph(console, verdict_line(result))
     if (budget := budget_note(result["config"]["budget"])) is not None:
         print_paragraph(console, budget)
+    for note in notes_of_ways(result["notes"]):
+        print_paragraph(console, note)
     print_line(console, f"{folder / 'audit.json'} and {report}")
 
 

@@ -43,6 +43,8 @@ def invert_update(options: Invert) -> None:
         )
     cost = "not finite" if result["objective"] is None else f"{result['objective']:.4g}"
     print(f"{options.attack}: {result['outcome']}, matching cost {cost}")
+    for note in result["notes"]:
+        print(note)
     print(folder / PICTURE)
 
 

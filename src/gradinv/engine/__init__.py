@@ -7,10 +7,11 @@ can so be exchanged.
 
 from gradinv.engine.base import Engine, Evaluated, Problem, pixel_units
 from gradinv.engine.exact import ExactROperator
-from gradinv.engine.factory import WAYS, engine_for
+from gradinv.engine.factory import WAYS, engine_for, plain_reason
 from gradinv.engine.plain import PlainDoubleBackward
 from gradinv.engine.simulated import SimulatedTraining
 from gradinv.engine.together import evaluate_together
+from gradinv.engine.tracing import kinks
 
 __all__ = [
     "WAYS",
@@ -22,5 +23,7 @@ __all__ = [
     "SimulatedTraining",
     "engine_for",
     "evaluate_together",
+    "kinks",
     "pixel_units",
+    "plain_reason",
 ]

@@ -19,7 +19,7 @@ from gradinv.engine.terms import Regularizer
 from gradinv.engine.traced import first_order, weights_of
 from gradinv.engine.tracing import trace
 from gradinv.errors import AttackError, ConfigError, did_you_mean
-from gradinv.federated.client import logits
+from gradinv.federated.client import logits, trainable
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
@@ -89,50 +89,82 @@ def engine_for(
         )
     problem = Problem.of(model, observation, **settings)
     try:
-        program = trace(model, frozenset(problem.target.gradient))
-        _check_first_order(program, problem, observation)
+        assert problem.labels is not None
+        shape = (observation.batch_size, *observation.image_shape)
+        program = _checked(model, frozenset(problem.target.gradient), problem.labels, shape)
     except UnsupportedError as missing:
         if way != "auto":
             raise AttackError(
                 f"expected a rule for every operation of the network, got none for {missing}; "
                 "use way='auto' or 'plain'"
             ) from missing
-        reason = f"no rule for {missing}"
-        return PlainDoubleBackward(model, observation, **settings, reason=reason)
+        return PlainDoubleBackward(model, observation, **settings, reason=_reason(missing))
     if way == "frozen-pattern":
         return FrozenPattern(problem, program)
     return ExactROperator(problem, program, tangent_dtype=tangent_dtype, tangent_tf32=tangent_tf32)
 
 
+def plain_reason(model: nn.Module, image_shape: tuple[int, int, int]) -> str | None:
+    """Returns why updates of a network are attacked by plain double backward, or None.
+
+    The random numbers of the process stay as they were.
+
+    Args:
+        model: f_theta in the client's mode.
+        image_shape: (channel, height, width).
+    """
+    like = next(model.parameters())
+    labels = torch.zeros(_TRIED, dtype=torch.long, device=like.device)
+    names = frozenset(trainable(model))
+    with torch.random.fork_rng([like.device] if like.device.type == "cuda" else []):
+        try:
+            _checked(model, names, labels, (_TRIED, *image_shape))
+        except UnsupportedError as missing:
+            return _reason(missing)
+    return None
+
+
+def _reason(missing: UnsupportedError) -> str:
+    return f"no rule for {missing}"
+
+
+_TRIED = 2  # images; batch norm in train mode needs more than one
 _BUCKETS = 2**12  # numbers that a tensor is compared by
 
 
-def _check_first_order(program: Program, problem: Problem, observation: Observation) -> None:
-    """Compares the traced network's gradient with the network's own on one random batch.
+def _checked(
+    model: nn.Module, names: frozenset[str], labels: Tensor, shape: tuple[int, ...]
+) -> Program:
+    """Returns the traced network, whose gradient is its own on one random batch.
 
     A trace does not see everything: not what hooks do, not ``no_grad`` or ``detach`` inside a
     module, and it looks through a custom autograd function into its forward.
 
+    Args:
+        model: f_theta.
+        names: of the parameters that are compared.
+        labels: of the batch.
+        shape: of the images, (batch, channel, height, width).
+
     Raises:
-        UnsupportedError: they differ, or the network has an autograd function of its own.
+        UnsupportedError: an operation has no rule, the gradients differ, or the network has an
+            autograd function of its own.
     """
-    assert problem.labels is not None  # the factory sees to it
-    model, target = problem.model, problem.target.gradient
+    program = trace(model, names)
     source = torch.Generator().manual_seed(0)
-    shape = (observation.batch_size, *observation.image_shape)
-    images = torch.rand(shape, generator=source).to(next(iter(target.values())))
-    parameters = {name: value for name, value in model.named_parameters() if name in target}
+    parameters = {name: value for name, value in model.named_parameters() if name in names}
+    images = torch.rand(shape, generator=source).to(next(iter(parameters.values())).detach())
     with torch.enable_grad():
-        loss = functional.cross_entropy(logits(model, images), problem.labels)
+        loss = functional.cross_entropy(logits(model, images), labels)
     _refuse_custom_functions(loss)
     own = torch.autograd.grad(
         loss, list(parameters.values()), allow_unused=True, materialize_grads=True
     )
     expected = {name: _sketch(value) for name, value in zip(parameters, own, strict=True)}
     del own, loss
-    run = _SketchedRun(1, weights_of(model), frozenset(target))
+    run = _SketchedRun(1, weights_of(model), names)
     with torch.no_grad(), full_precision():
-        first_order(program, run, images[None], problem.labels)
+        first_order(program, run, images[None], labels)
     total = torch.stack([sketch.norm() for sketch in expected.values()]).norm()
     for name, sketch in expected.items():
         # Wide enough for a ReLU whose sign float32 gets wrong, far too narrow for a wrong rule.
@@ -141,6 +173,7 @@ def _check_first_order(program: Program, problem: Problem, observation: Observat
             raise UnsupportedError(
                 f"what the network does beside its traced operations (gradient of {name})"
             )
+    return program
 
 
 class _SketchedRun(Run):

@@ -1,7 +1,8 @@
 """Plain double backward: works for any module, and is what the other ways are tested against."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from gradinv.engine.base import Evaluated, Problem
 from gradinv.engine.distances import Distance, Target
 from gradinv.engine.terms import Regularizer
-from gradinv.errors import AttackError
+from gradinv.errors import AttackError, ConfigError
 from gradinv.federated.client import loss_gradient
 from gradinv.federated.observation import Observation
 from gradinv.models.batchnorm import record_batch_statistics
@@ -107,7 +108,11 @@ class PlainDoubleBackward:
         images: Float[Tensor, "restart batch channel height width"],
         labels: Float[Tensor, "restart batch class"] | None = None,
     ) -> Evaluated:
-        """Returns cost, matching cost and dc/dx of every restart; dc/dy too with soft labels."""
+        """Returns cost, matching cost and dc/dx of every restart; dc/dy too with soft labels.
+
+        Raises:
+            ConfigError: an operation of the network has no second derivative in PyTorch.
+        """
         costs, matchings, gradients = [], [], []
         for batch, y in zip(images.detach(), self._labels(labels, len(images)), strict=True):
             searched = [batch.requires_grad_()]
@@ -117,7 +122,8 @@ class PlainDoubleBackward:
                 cost, matching = self._cost(batch, y)
             costs.append(cost.detach())
             matchings.append(matching.detach())
-            gradients.append(torch.autograd.grad(cost, searched))
+            with _told_in_one_line():
+                gradients.append(torch.autograd.grad(cost, searched))
         with_respect_to = [torch.stack(each) for each in zip(*gradients, strict=True)]
         return Evaluated(torch.stack(costs), torch.stack(matchings), *with_respect_to)
 
@@ -132,3 +138,26 @@ class PlainDoubleBackward:
             for batch, y in zip(images.detach(), self._labels(labels, len(images)), strict=True)
         ]
         return torch.nan_to_num(torch.stack(values), nan=torch.inf, posinf=torch.inf)
+
+
+_NO_DERIVATIVE = re.compile(r"derivative for (?:aten::)?(\w+?)(?:_backward)? is not implemented")
+
+
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    """Names the operation whose gradient autograd cannot differentiate.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        found = _NO_DERIVATIVE.search(str(error))
+        if found is None:
+            raise
+        raise ConfigError(
+            "expected a network that autograd can differentiate twice, got the operation "
+            f"{found[1]}, which has no second derivative in PyTorch; replace it in the network "
+            "by others that compute the same, or attack with way=auto an update of one gradient"
+        ) from error

@@ -7,6 +7,8 @@ from torch import fx, nn
 
 from gradinv.engine.program import Program
 from gradinv.engine.rules.op import Op, UnsupportedError
+from gradinv.engine.rules.piecewise import Piecewise, PReLU
+from gradinv.engine.rules.pointwise import LeakyReLU, ReLU
 from gradinv.engine.rules.table import (
     FUNCTIONS,
     METHODS,
@@ -92,3 +94,22 @@ def _described(node: fx.Node, names: Names) -> str:
     if node.op == "call_method":
         return f"Tensor.{node.target} ({node.name})"
     return f"{getattr(node.target, '__name__', node.target)} ({node.name})"
+
+
+_KINKED = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid)
+
+
+def kinks(model: nn.Module) -> tuple[str, ...]:
+    """Returns the kinds of activations whose slope jumps, where a second derivative tells nothing.
+
+    Of a network that cannot be traced only the modules are looked at.
+    """
+    names = {type(layer).__name__ for layer in model.modules() if isinstance(layer, _KINKED)}
+    try:
+        program = trace(model, frozenset(name for name, _ in model.named_parameters()))
+    except UnsupportedError:
+        return tuple(sorted(names))
+    ops = [node.op for node in program.nodes]
+    if not names and any(isinstance(op, ReLU | LeakyReLU | PReLU | Piecewise) for op in ops):
+        return ("a piecewise linear activation",)
+    return tuple(sorted(names))

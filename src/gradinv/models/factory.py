@@ -177,4 +177,9 @@ def _check_logits(spec: str, model: nn.Module, shape: tuple[int, ...], num_class
             if isinstance(logits, Tensor)
             else f"a {type(logits).__name__}"
         )
+        if isinstance(logits, Tensor) and logits.shape[1:] in {(), (1,)}:
+            raise ModelError(
+                f"{expected}, got {got}: one logit, as binary cross entropy takes it, and not one "
+                "for each class; give the head one output for each class, also where there are two"
+            )
         raise ModelError(f"{expected}, got {got}; give the network {num_classes} outputs")

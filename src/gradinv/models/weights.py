@@ -11,6 +11,7 @@ from gradinv.files import load_tensors, save_tensors
 
 _SCHEMA = 1
 _NAMED = 3  # parameters of each kind of misfit that an error names
+_COUNTER = "num_batches_tracked"  # in batch norm, beside running_mean
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -26,7 +27,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Loads weights into ``model``, which is untouched on an error.
 
     Takes what :func:`save_weights` wrote, and the ``state_dict`` that any other program saved as
-    safetensors under the model's own names.
+    safetensors under the model's own names. A batch-norm counter that is missing or empty stays as
+    the model has it.
 
     Raises:
         StorageError: the file is missing, a pickle or truncated.
@@ -40,6 +42,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             "give a file that save_weights wrote, or a state_dict saved as safetensors"
         )
     own = model.state_dict()
+    stored = _with_counters(own, stored)
     both = [(name, value, stored[name]) for name, value in own.items() if name in stored]
     problems = [
         *_first([f"{name} is missing" for name in own if name not in stored]),
@@ -61,6 +64,28 @@ def load_weights(model: nn.Module, path: Path) -> None:
             "build the model that the weights were saved from"
         )
     model.load_state_dict(stored)
+
+
+def _with_counters(own: dict[str, Tensor], stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the stored weights with the model's own counters of batches where they hold none.
+
+    Only of layers that they hold: of others the counter is missing with everything else.
+    Older programs saved none, and some formats turn a number into a vector; only a momentum of None
+    ever reads a counter.
+    """
+    counters = {
+        name: _counter(value, stored.get(name))
+        for name, value in own.items()
+        if name.endswith(_COUNTER) and f"{name.removesuffix(_COUNTER)}running_mean" in stored
+    }
+    return stored | counters
+
+
+def _counter(own: Tensor, stored: Tensor | None) -> Tensor:
+    """Returns a stored counter, or the model's own where none is stored."""
+    if stored is None or stored.shape == (0,):
+        return own
+    return stored.reshape(()) if stored.shape == (1,) else stored
 
 
 def _first(problems: list[str]) -> list[str]:

@@ -84,6 +84,45 @@ def gelu_tanh(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return 0.5 * x * (1 + t), first, second
 
 
+def silu(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns x s, s + x s' and 2 s' + x s'', s being the sigmoid."""
+    s, first, second = sigmoid(x)
+    return x * s, s + x * first, 2 * first + x * second
+
+
+def softplus(beta: float = 1.0, threshold: float = 20.0) -> Jet:
+    """Returns log(1 + exp(beta x)) / beta, which PyTorch takes as x beyond the threshold."""
+
+    def jet(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s, first, _ = sigmoid(beta * x)
+        straight = beta * x > threshold
+        value = torch.nn.functional.softplus(x, beta, threshold)
+        return value, s.masked_fill(straight, 1), (beta * first).masked_fill(straight, 0)
+
+    return jet
+
+
+def log_sigmoid(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns log s(x), s(-x) and -s'."""
+    s, first, _ = sigmoid(-x)
+    return torch.nn.functional.logsigmoid(x), s, -first
+
+
+def tanhshrink(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns x - t, t^2 and 2 t t', t being tanh x."""
+    t, first, second = tanh(x)
+    return x - t, 1 - first, -second
+
+
+def mish(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns x t, t being tanh of the softplus p; t' = t1 p' and t'' = t2 p'^2 + t1 p''."""
+    value, slope, bend = softplus()(x)
+    t, t1, t2 = tanh(value)
+    first = t1 * slope
+    second = t2 * slope * slope + t1 * bend
+    return x * t, t + x * first, 2 * first + x * second
+
+
 class Smooth(Op):
     """y = f(x): R{y} = f' R{x} and R{gx} = f' R{gy} + f'' R{x} gy.
 

@@ -10,8 +10,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from gradinv.engine.rules import pointwise
+from gradinv.engine.rules.activations import ACTIVATIONS, FUNCTIONAL
+from gradinv.engine.rules.gated import Multiply
 from gradinv.engine.rules.norm import BatchNorm
 from gradinv.engine.rules.op import Op, UnsupportedError, pair
+from gradinv.engine.rules.piecewise import PReLU
 from gradinv.engine.rules.pointwise import LeakyReLU, ReLU, Smooth
 from gradinv.engine.rules.pooling import AdaptiveAvgPool, AvgPool, MaxPool, Mean
 from gradinv.engine.rules.shape import Add, Affine, Concatenate, Identity, Reshape
@@ -212,6 +215,11 @@ def _normalize(names: Names, module: Normalize, target: str) -> Op:
     return Affine(1 / module.std, -module.mean / module.std)
 
 
+def _activation(build: Callable[[Any], Op]) -> Callable[[Names, Any, str], Op]:
+    """Returns a builder for modules that need no more than their own settings."""
+    return lambda names, module, target: build(module)
+
+
 # Exactly these types: a subclass may compute something else.
 MODULES: Mapping[type[nn.Module], Callable[[Names, Any, str], Op]] = {
     nn.Conv2d: _conv2d_module,
@@ -223,6 +231,8 @@ MODULES: Mapping[type[nn.Module], Callable[[Names, Any, str], Op]] = {
     nn.Sigmoid: lambda names, m, target: Smooth(pointwise.sigmoid),
     nn.Tanh: lambda names, m, target: Smooth(pointwise.tanh),
     nn.GELU: lambda names, m, target: _gelu(m.approximate),
+    nn.PReLU: lambda names, m, target: PReLU(names.of(m.weight)),
+    **{kind: _activation(build) for kind, build in ACTIVATIONS.items()},
     nn.MaxPool2d: lambda names, m, target: _max_pool(
         m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
     ),
@@ -255,6 +265,10 @@ def _conv2d(
     ), [input]
 
 
+def _prelu(names: Names, input: Any, weight: Any) -> Found:
+    return PReLU(names.of(names.parameter(weight))), [input]
+
+
 def _linear(names: Names, input: Any, weight: Any, bias: Any = None) -> Found:
     weight, bias = names.parameter(weight), names.parameter(bias)
     return Linear(names.of(weight), names.bias(bias)), [input]
@@ -282,6 +296,8 @@ def _sub(names: Names, input: Any, other: Any) -> Found:
 def _mul(names: Names, input: Any, other: Any) -> Found:
     if names.is_constant(input):
         input, other = other, input
+    if not names.is_constant(other):
+        return Multiply(), [input, other]
     return _scaled(names.constant(other), input)
 
 
@@ -345,6 +361,9 @@ FUNCTIONS: Mapping[Any, Callable[..., Found]] = {
     torch.tanh: _tanh,
     functional.tanh: _tanh,
     functional.gelu: _of(_gelu),
+    functional.prelu: _prelu,
+    torch.prelu: _prelu,
+    **{function: _of(build) for function, build in FUNCTIONAL.items()},
     functional.max_pool2d: _of(_max_pool),
     torch.max_pool2d: _of(_max_pool),
     functional.avg_pool2d: _of(_avg_pool),
@@ -377,6 +396,7 @@ METHODS: Mapping[str, Callable[..., Found]] = {
     "flatten": _flatten,
     "mean": _mean,
     "mul": _mul,
+    "mul_": _mul,
     "relu": _relu,
     "relu_": _relu,
     "reshape": _view,
