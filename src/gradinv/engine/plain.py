@@ -117,7 +117,8 @@ class PlainDoubleBackward:
                 cost, matching = self._cost(batch, y)
             costs.append(cost.detach())
             matchings.append(matching.detach())
-            gradients.append(torch.autograd.grad(cost, searched))
+            # A network that detaches its images has no derivative: zero, as where it rounds them.
+            gradients.append(torch.autograd.grad(cost, searched, materialize_grads=True))
         with_respect_to = [torch.stack(each) for each in zip(*gradients, strict=True)]
         return Evaluated(torch.stack(costs), torch.stack(matchings), *with_respect_to)
 
