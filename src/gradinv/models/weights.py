@@ -1,6 +1,7 @@
 """A network's weights on disk, and the fingerprint that ties an update to them."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -39,6 +40,21 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"expected model weights at {path}, got {header['kind']!r} in its header; "
             "give a file that save_weights wrote, or a state_dict saved as safetensors"
         )
+    fill_weights(model, stored, f"the weights of this model at {path}")
+
+
+def fill_weights(model: nn.Module, stored: Mapping[str, Tensor], what: str) -> None:
+    """Puts tensors by name into ``model``, which is untouched on an error.
+
+    Args:
+        model: the network.
+        stored: name -> tensor.
+        what: they are, for the error.
+
+    Raises:
+        ModelError: they do not fit; the first names that are missing, unexpected, of another shape
+            or not finite are listed, and how many more.
+    """
     own = model.state_dict()
     both = [(name, value, stored[name]) for name, value in own.items() if name in stored]
     problems = [
@@ -57,7 +73,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]  # fmt: skip
     if problems:
         raise ModelError(
-            f"expected the weights of this model at {path}, got {'; '.join(problems)}; "
+            f"expected {what}, got {'; '.join(problems)}; "
             "build the model that the weights were saved from"
         )
     model.load_state_dict(stored)

@@ -10,7 +10,6 @@ from gradinv.engine.distances import Cosine, SquaredL2
 from tests.attacks.preflight.networks import Front
 from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_victim
 
-
 COSINE = Cosine()
 
 
