@@ -5,6 +5,7 @@ what is left out is said.
 """
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -176,9 +177,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
     expected = f"expected an .npz of plain arrays at {path}"
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "nothing there"
+        raise StorageError(f"{expected}, got {got}; check the path")
     tensors = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file open that it could not read.
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise StorageError(f"{expected}, got a single array; save it with numpy.savez")
             for name in file.files:
@@ -191,9 +197,11 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         ) from error
     except TypeError as error:
         raise StorageError(f"{expected}, got '{error}'; save arrays of numbers") from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        got = "nothing there" if not path.exists() else f"'{error}'"
-        raise StorageError(f"{expected}, got {got}; check the path") from error
+    except (OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise StorageError(
+            f"{expected}, got '{error}'; the file is broken or not what its name says: save it "
+            "again with numpy.savez"
+        ) from error
     return tensors
 
 
