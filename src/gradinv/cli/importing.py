@@ -21,7 +21,7 @@ from gradinv.federated import (
     read_tensors,
 )
 from gradinv.federated.importing import NOTES, unwrapped
-from gradinv.models import fill_weights
+from gradinv.models import fill_weights, save_weights
 
 
 def import_update(options: Import) -> None:
@@ -49,7 +49,9 @@ def import_update(options: Import) -> None:
     if not found.findings:
         print("preflight: nothing found")
     observation.save(Path(options.out))
-    print(options.out)
+    if options.save_weights is not None:
+        save_weights(model, Path(options.save_weights))
+    print(" ".join(filter(None, [options.out, options.save_weights])))
 
 
 def _check(options: Import) -> None:
@@ -63,6 +65,14 @@ def _check(options: Import) -> None:
         raise ConfigError(
             "expected either a file of gradients or --before and --after, got "
             f"{'neither' if options.gradient is None else 'both'}; give one of them"
+        )
+    if (
+        options.save_weights is not None
+        and Path(options.save_weights).resolve() == Path(options.out).resolve()
+    ):
+        raise ConfigError(
+            f"expected another file for --save-weights than for --out, got {options.out} for both; "
+            "the weights would take the update's place: name another"
         )
     if options.gradient is None:
         if None in pair:

@@ -176,6 +176,8 @@ class Import:
     """What the client did to it: none, noise:SIGMA, sparsify:FRACTION, clip:NORM, or a chain."""
     seed: int = 0
     """Decides random weights, where none are given."""
+    save_weights: Annotated[str | None, _hint("not saved", "WEIGHTS.safetensors")] = None
+    """Save the network's weights too, as 'gradinv invert --weights' reads them."""
 
 
 @dataclass(frozen=True)
