@@ -168,5 +168,7 @@ def digest_of(observation: Observation) -> str:
     digest = hashlib.sha256(repr(about).encode())
     for name, value in observation.gradient.items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]

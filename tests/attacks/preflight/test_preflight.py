@@ -2,13 +2,15 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
-from gradinv.attacks.preflight import Kind, preflight
-from gradinv.federated import FedAvg, FedSGD, Reveal, observe, parse_defense
+from gradinv.attacks import preset
+from gradinv.attacks.preflight import Finding, Kind, Preflight, preflight
+from gradinv.federated import FedAvg, FedSGD, Reveal, loss_gradient, observe, parse_defense
 from gradinv.models import build_model
 from tests.attacks.preflight.networks import images, mlp, seen, trained
-from tests.attacks.tiny import tiny_victim
+from tests.attacks.tiny import tiny_batch, tiny_victim
 
 SGD = torch.optim.SGD
 
@@ -74,6 +76,53 @@ def test_an_update_that_was_altered_on_its_way_is_named():
     others = images(3)
     shifted = seen(gradient, type(others)(others.images, others.labels + 5, others.ids))
     assert [f.kind for f in preflight(shifted, model).findings] == [Kind.OTHER_LABELS]
+
+
+@pytest.mark.parametrize("hide", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_images_that_the_client_normalised_outside_the_network_are_named(name, count, hide):
+    model = mlp()
+    if name == "lenet":
+        model = build_model("lenet", num_classes=10, channels=1, image_size=8, seed=0).eval()
+    batch = images(count)
+
+    given = (batch.images - 0.485) / 0.229
+    gradient = loss_gradient(model, given, batch.labels)
+    found = preflight(seen(gradient, batch, hide=hide), model)
+    assert [finding.kind for finding in found.findings] == [Kind.INPUT_RANGE]
+    gradient = loss_gradient(model, batch.images, batch.labels)
+    assert preflight(seen(gradient, batch, hide=hide), model).findings == ()
+
+
+def test_the_wrong_sign_is_seen_without_a_bias_in_the_last_layer():
+    model, batch = mlp(), images(3)
+    model[5] = nn.Linear(32, 10, bias=False)
+    gradient = loss_gradient(model, batch.images, batch.labels)
+    assert preflight(seen(gradient, batch), model).findings == ()
+    turned = {name: -value for name, value in gradient.items()}
+    (found,) = preflight(seen(turned, batch), model).findings
+    assert found.kind is Kind.WRONG_SIGN
+    assert found.numbers["cosine"] < -0.2
+
+
+def test_looking_changes_neither_the_network_nor_the_source_of_chance():
+    model, batch = tiny_victim().train(), tiny_batch()
+    update = observe(model, batch, protocol=FedSGD("train"))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    chance = torch.random.get_rng_state()
+    preflight(update, model, attacks=[preset("gi-x"), preset("dlg")])
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), chance)
+    assert model.training
+
+
+def test_every_finding_is_one_sentence_with_what_to_do():
+    for kind in Kind:
+        (line,) = Preflight((Finding(kind),)).lines()
+        assert line.startswith(f"preflight, {Finding(kind).severity.value}: {kind.value}; ")
+        assert len(Finding(kind).advice) > 20
+        assert "\n" not in line
 
 
 HONEST = ("none", "noise:0.001", "noise:0.1", "sparsify:0.9", "clip:0.1", "clip:1+noise:0.01")

@@ -90,7 +90,8 @@ _MEANING: dict[Kind, tuple[Severity, str]] = {
     ),
     Kind.OTHER_LABELS: (
         _DOUBT,
-        "check the labels and their order of classes, or leave them out (--hide-labels)",
+        "check the labels and their order of classes, or leave them out (--hide-labels), and see "
+        "to it that the difference is the weights before less those after",
     ),
     Kind.OTHER_LOSS: (_DOUBT, "name the client's loss (--loss)"),
     Kind.LABEL_SMOOTHING: (_DOUBT, "name it in the client's loss (--loss)"),

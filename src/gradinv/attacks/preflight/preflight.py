@@ -12,8 +12,10 @@ from gradinv.attacks.evidence.labels import recover_labels
 from gradinv.attacks.preflight.derivative import derivative_findings
 from gradinv.attacks.preflight.entries import entry_findings
 from gradinv.attacks.preflight.findings import Finding, Kind, Preflight, Severity
+from gradinv.attacks.preflight.first_layer import first_layer_findings
 from gradinv.attacks.preflight.invariants import invariant_findings
 from gradinv.attacks.preflight.last_layer import last_layer_findings
+from gradinv.attacks.preflight.sign import sign_findings
 from gradinv.engine.distances import Distance
 from gradinv.errors import AttackError
 from gradinv.federated.observation import Observation
@@ -49,7 +51,9 @@ def preflight(
         last = last_layer_findings(observation, model, coarse=coarse, seed=seed)
         found += last
         if not last:
+            found += sign_findings(observation, model, seed=seed)
             found += invariant_findings(observation, model, coarse=coarse, seed=seed)
+            found += first_layer_findings(observation, model, seed=seed)
     return _in_order(found)
 
 
