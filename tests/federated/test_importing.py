@@ -83,13 +83,14 @@ def test_what_wrappers_put_in_front_of_names_comes_off_with_a_note(model, gradie
     found = from_delta(wrapped, model, lr=1.0, **ABOUT)
     close(found.gradient, gradient)
     assert found.model[NOTES].startswith("took ")
-    states = ({prefix + n: v for n, v in m.state_dict().items()} for m in (model, trained(model)))
-    assert "off the names" in from_state_dicts(*states, model, lr=0.1, **ABOUT).model[NOTES]
+    before, after = (
+        {prefix + n: v for n, v in m.state_dict().items()} for m in (model, trained(model))
+    )
+    assert "off the names" in from_state_dicts(before, after, model, lr=0.1, **ABOUT).model[NOTES]
 
 
 def test_a_name_of_the_network_that_begins_like_a_wrapper_stays():
-    model = nn.Module()
-    model.module = nn.Linear(2, 2)
+    model = nn.ModuleDict({"module": nn.Linear(2, 2)})
     given = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     found = from_delta(given, model, lr=1.0, image_shape=(1, 1, 2), num_classes=2, batch_size=1)
     assert (list(found.gradient), found.model[NOTES]) == (["module.weight", "module.bias"], "")

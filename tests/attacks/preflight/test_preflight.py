@@ -96,14 +96,23 @@ def test_images_that_the_client_normalised_outside_the_network_are_named(name, c
 
 
 def test_the_wrong_sign_is_seen_without_a_bias_in_the_last_layer():
-    model, batch = mlp(), images(3)
-    model[5] = nn.Linear(32, 10, bias=False)
+    batch = images(3)
+    model = nn.Sequential(*list(mlp().children())[:-1], nn.Linear(32, 10, bias=False)).eval()
     gradient = loss_gradient(model, batch.images, batch.labels)
     assert preflight(seen(gradient, batch), model).findings == ()
     turned = {name: -value for name, value in gradient.items()}
     (found,) = preflight(seen(turned, batch), model).findings
     assert found.kind is Kind.WRONG_SIGN
     assert found.numbers["cosine"] < -0.2
+
+
+def test_the_wrong_sign_is_told_from_other_labels_where_nearly_every_class_is_there():
+    model = build_model("lenet", num_classes=10, channels=1, image_size=8, seed=0).eval()
+    batch = images(9)
+    gradient = loss_gradient(model, batch.images, batch.labels)
+    turned = seen({name: -value for name, value in gradient.items()}, batch)
+    assert [f.kind for f in preflight(turned, model).findings] == [Kind.WRONG_SIGN]
+    assert preflight(seen(gradient, batch), model).findings == ()
 
 
 def test_looking_changes_neither_the_network_nor_the_source_of_chance():

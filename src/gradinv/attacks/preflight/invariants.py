@@ -22,8 +22,8 @@ from gradinv.federated.defenses import Noise, Sparsify
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
-MOST_TENSORS = 200
-"""More take more random gradients than a look before an attack should."""
+MOST_TENSORS = 40
+"""More take more random gradients than a look before an attack should: ResNet-18's, a minute."""
 _MORE = 8  # random gradients beyond as many as there are tensors
 _HOLDS = 1e-4  # of the largest possible value: what the law is worth on random images at most
 _BROKEN = 30.0  # times what random images break it by at most

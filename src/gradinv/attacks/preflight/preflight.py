@@ -20,6 +20,9 @@ from gradinv.engine.distances import Distance
 from gradinv.errors import AttackError
 from gradinv.federated.observation import Observation
 
+_TURNED = -0.8
+"""Cosine of an update that was turned round; of one with three other labels of ten it is -0.4."""
+
 
 def preflight(
     observation: Observation, model: nn.Module, *, attacks: Iterable[Attack] = (), seed: int = 0
@@ -49,6 +52,8 @@ def preflight(
     if Kind.ADAPTIVE not in kinds and Kind.SPARSE not in kinds:
         coarse = Kind.COARSE in kinds
         last = last_layer_findings(observation, model, coarse=coarse, seed=seed)
+        if [finding.kind for finding in last] == [Kind.OTHER_LABELS]:
+            last = _labels_or_sign(last, observation, model, seed)
         found += last
         if not last:
             found += sign_findings(observation, model, seed=seed)
@@ -87,6 +92,19 @@ def preflight_derivative(
             if finding.kind not in {other.kind for other in found}:
                 found.append(finding)
     return _in_order(found)
+
+
+def _labels_or_sign(
+    found: list[Finding], observation: Observation, model: nn.Module, seed: int
+) -> list[Finding]:
+    """Returns that the sign is wrong where it explains better than other labels what was found.
+
+    With an image of nearly every class, both turn the same signs round; only the wrong sign turns
+    the whole update round.
+    """
+    turned = sign_findings(observation, model, seed=seed)
+    whole = [finding for finding in turned if finding.numbers["cosine"] < _TURNED]
+    return whole or found
 
 
 def _some_labels(observation: Observation, model: nn.Module) -> Tensor:
