@@ -67,7 +67,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise StorageError(
             f"expected a JSON file at {path}, got '{error}'; check the path"
         ) from error
@@ -179,7 +179,7 @@ def load_tensors(
         )
     try:
         header = json.loads(metadata[HEADER_KEY])
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise StorageError(
             f"{expected}, got a header that is not JSON ({error}); {mend}"
         ) from error
