@@ -11,8 +11,6 @@ import shlex
 import sys
 from statistics import fmean
 
-from gradinv.cli.progress import AuditProgress
-
 from benchmarks.results import ROOT, rows_of_audit, write_results
 from gradinv.api.progress import AuditProgress
 from gradinv.audit.plan import AuditConfig

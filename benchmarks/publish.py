@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gradinv.cli.progress import AuditProgress
-
 from benchmarks.results import ROOT, image_figures, rows_of_audit, write_results
 from gradinv.api.progress import AuditProgress
 from gradinv.audit.plan import AuditConfig

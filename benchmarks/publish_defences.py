@@ -17,7 +17,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from gradinv.cli.progress import AuditProgress
 from rich.progress import track
 
 from benchmarks.results import ROOT, command_line, rows_of_audit, write_results

@@ -16,8 +16,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from gradinv.cli.progress import AuditProgress
-
 from benchmarks.results import ROOT, rows_of_audit, write_results
 from gradinv.api.progress import AuditProgress
 from gradinv.attacks.standard import VERSION

@@ -501,3 +501,18 @@ def test_an_attack_says_how_its_gradient_is_computed(way, kind, victim, observat
         assert (engine.low is not None) is (way == "bf16")
     found = invert(observation, victim, attack)
     assert found.outcome is Outcome.COMPLETED
+
+
+def test_where_the_matching_cost_began_is_kept_also_over_a_checkpoint(victim, observation):
+    attack, states = short("gi-x"), []
+    found = invert(
+        observation, victim, attack, seed=5, callback=lambda p: states.append(p.checkpoint())
+    )
+    assert found.stages[0].start is not None
+    assert found.stages[0].objective < found.stages[0].start
+    assert found.cost_fell
+    resumed = invert(observation, victim, attack, seed=5, resume=states[0])
+    assert resumed.stages[0].start == found.stages[0].start
+    stood = replace(found.stages[0], start=found.stages[0].objective)
+    assert not replace(found, stages=(stood,)).cost_fell
+    assert replace(found, stages=(stood, found.stages[0])).cost_fell

@@ -147,8 +147,9 @@ def test_a_cell_is_matched_measured_and_stored(monkeypatch, tmp_path):
     assert (row["steps"], row["seconds"], row["objective"]) == (3, 1.5, 0.5)
     assert row["objectives"] == [0.5, None]
     assert row["outcome"] == "all steps done"
+    assert row["cost_fell"]
     assert row["stages"][0] | {"psnr_mean": 0} == {
-        "name": "x", "steps": 3, "seconds": 1.5, "psnr_mean": 0,
+        "name": "x", "steps": 3, "seconds": 1.5, "start": None, "psnr_mean": 0,
     }  # fmt: skip
     assert [image["reconstruction"] for image in row["images"]] == [1, 0]
     for image in row["images"]:

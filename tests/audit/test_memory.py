@@ -3,6 +3,7 @@ from pathlib import Path
 
 import torch
 
+from gradinv.audit.cell import check_runnable
 from gradinv.audit.memory import MemoryStore
 from gradinv.audit.plan import cells_of
 from gradinv.audit.runner import run_audit, run_cells
@@ -21,7 +22,7 @@ def without_times(value):
 def test_an_audit_in_memory_is_the_audit_in_a_folder():
     store = MemoryStore()
     before = sorted(Path().rglob("*"))
-    audit = run_cells(prepare(config()), store)
+    audit = run_cells(setup := prepare(config()), store, found=check_runnable(setup))
     assert sorted(Path().rglob("*")) == before, "nothing is written"
     assert store.folder is None
     written = run_audit(config(), Path("run"))
@@ -37,7 +38,7 @@ def test_an_audit_in_memory_is_the_audit_in_a_folder():
 
 def test_an_audit_that_was_saved_is_not_computed_again(monkeypatch):
     store = MemoryStore()
-    run_cells(prepare(config()), store)
+    run_cells(setup := prepare(config()), store, found=check_runnable(setup))
     store.write(Path("saved"))
     monkeypatch.setattr("gradinv.audit.runner.compute_cell", lambda *_, **__: 1 / 0)
     assert run_audit(config(), Path("saved"))["cells"] == json.loads(

@@ -13,7 +13,8 @@ from gradinv.audit.plan import AuditConfig
 from gradinv.priors.dcgan import DCGAN
 from gradinv.priors.generator import save_generator
 
-NETWORK = """
+NETWORK = '''
+import torch
 from torch import nn
 
 def make(num_classes, channels, image_size):
@@ -59,9 +60,38 @@ def mobile(num_classes, channels, image_size):
     net[2] = nn.Hardsigmoid()
     return net
 
+class Blind(nn.Module):
+    """Takes away the derivative of what is computed, or nothing of it with ``how="sees"``."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        if self.how == "rounds":
+            return (x * 255).round() / 255
+        if self.how == "detaches":
+            return x.detach()
+        return (x * 255).to(torch.uint8).float() / 255 if self.how == "casts" else x
+
+def _behind(how, sizes):
+    return nn.Sequential(Blind(how), plain(*sizes))
+
+def sees(num_classes, channels, image_size):
+    return _behind("sees", (num_classes, channels, image_size))
+
+def rounds(num_classes, channels, image_size):
+    return _behind("rounds", (num_classes, channels, image_size))
+
+def detaches(num_classes, channels, image_size):
+    return _behind("detaches", (num_classes, channels, image_size))
+
+def casts(num_classes, channels, image_size):
+    return _behind("casts", (num_classes, channels, image_size))
+
 def plain(num_classes, channels, image_size):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
-"""
+'''
 
 
 def build(folder: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from gradinv.api.progress import AuditProgress
 from gradinv.audit import cell as cell_module
@@ -397,3 +399,47 @@ def test_a_client_of_one_class_needs_the_networks_classes(capsys):
     assert "or the network's classes (--classes)" in capsys.readouterr().err
     assert main([*single, "--classes", "10"]) == 0
     assert Observation.load(Path("u.safetensors")).num_classes == 10
+
+
+def retold(path, other, header=lambda text: text, tensors=lambda value: value):
+    """Writes an update again with another header, or with other tensors."""
+    with safe_open(path, "pt") as file:
+        named = {name: tensors(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        text = header(file.metadata()["gradinv"])
+    save_file(named, other, metadata={"gradinv": text})
+
+
+def inverted(path):
+    return main(["invert", path, "--attack", "gi-x:steps=2", "--device", "cpu", "--out", "other"])
+
+
+def test_a_header_of_brackets_within_brackets_is_one_line(update, capsys):
+    retold(update, "x.safetensors", lambda _: f'{{"kind": {"[" * 100_000 + "]" * 100_000}}}')
+    capsys.readouterr()
+    assert inverted("x.safetensors") == 2
+    error = capsys.readouterr().err
+    assert "got a header of far too many nested brackets" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("brackets", [100_000])
+@pytest.mark.parametrize("path", ["prior/config.json", "run/audit.json"])
+def test_brackets_within_brackets_are_one_line(update, path, brackets, capsys):
+    Path("run").mkdir()
+    Path(path).write_text("[" * brackets + "]" * brackets)
+    capsys.readouterr()
+    words = f"invert {update} --attack gi-z:steps=2 --prior prior --out other --device cpu"
+    assert main(words.split() if path.startswith("prior") else ["report", "run"]) == 2
+    error = capsys.readouterr().err
+    assert path in error
+    assert "nested brackets" in error
+    assert error.count("\n") == 1
+
+
+def test_an_update_in_bfloat16_is_attacked_and_its_coarse_numbers_are_noted(update, capsys):
+    short = lambda v: v.bfloat16() if v.is_floating_point() else v  # noqa: E731
+    retold(update, "x.safetensors", tensors=short)
+    capsys.readouterr()
+    assert inverted("x.safetensors") == 0
+    assert "the update's numbers are coarse" in capsys.readouterr().err
+    assert inverted("u.safetensors") == 2, "another attack lies in the folder"

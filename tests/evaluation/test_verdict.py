@@ -140,3 +140,21 @@ def test_examples_in_docstrings():
     result = doctest.testmod(verdict)
     assert result.attempted == 1
     assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"stuck": 2, "batches": 3}, "its matching cost never fell on 2 of 3 batches"),
+        ({"blocked": "the network rounds"}, "the network rounds"),
+    ],
+)
+def test_an_attack_that_never_got_going_decides_nothing_but_what_it_found_stands(settings, reason):
+    nothing = judge([MISS] * 8, **settings)
+    assert nothing.level is Level.UNDECIDED
+    assert f"; {reason}: the attack did not get going" in nothing.sentence
+    assert CAVEAT[1:] not in nothing.sentence
+    found = judge([SHOWN] * 8, **settings)
+    assert (found.level, reason in found.sentence) == (Level.SEVERE, True)
+    assert "did not get going" not in found.sentence
+    assert judge([MISS] * 8, stuck=0, blocked=None).level is Level.NONE_FOUND

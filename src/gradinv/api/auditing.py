@@ -247,7 +247,7 @@ def audit(
     )
     with one_thread():
         setup = prepare(config, inputs)
-        check_runnable(setup)
+        found = check_runnable(setup)
     if workers > 1:
         if out is None:
             raise ConfigError(
@@ -258,14 +258,16 @@ def audit(
     with monitor_of(progress) as monitor:
         if out is None:
             store = MemoryStore()
-            content = run_cells(setup, store, monitor=monitor)
+            content = run_cells(setup, store, found=found, monitor=monitor)
             pictures = {
                 store.rows[cell]["files"]: cell_pictures(tensors, header)
                 for cell, (tensors, header) in store.pictures.items()
             }
             return AuditResult(content, pictures, None, store)
         with output_folder(Path(out)) as folder:
-            content = run_cells(setup, RunStore(folder), worker_setup=setup, monitor=monitor)
+            content = run_cells(
+                setup, RunStore(folder), found=found, worker_setup=setup, monitor=monitor
+            )
     write_report(folder)
     return AuditResult(content, load_cells(folder, content), folder)
 

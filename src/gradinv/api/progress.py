@@ -196,6 +196,10 @@ class AuditProgress(Monitor):
         self.overall = self.bars.add_task("all", total=1.0, detail=left_words(None))
         self._refresh()
 
+    def note(self, line: str) -> None:
+        """Prints it."""
+        self._print(line)
+
     def beat(self, beat: Beat) -> None:
         """Moves the cell's bar."""
         self.time.beat(beat.slug, beat.fraction, beat.seconds)
@@ -264,6 +268,10 @@ class Told(Monitor):
         attacks = {cell.slug: cell.attack for cell in cells if cell not in finished}
         self.time = TimeLeft(attacks, finished=len(finished), workers=workers)
         self.tell(self.time.fraction, f"{_count(len(cells), 'attack run')}")
+
+    def note(self, line: str) -> None:
+        """Says it."""
+        self.tell(self.time.fraction, line)
 
     def beat(self, beat: Beat) -> None:
         """Says how far it is."""

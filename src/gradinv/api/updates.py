@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradinv.api.progress import Progress, monitor_of
 from gradinv.api.values import Defenses, attacks_by_name, chain_of, device_of, mode_of, prior_of
 from gradinv.attacks import Attack, Reconstruction
+from gradinv.attacks.preflight import Preflight
 from gradinv.audit.cell import observe_cell
 from gradinv.audit.inversion import Inversion, checkpoint_path, digest_of, run_inversion
 from gradinv.audit.plan import AuditConfig, derive_seed
@@ -55,6 +56,13 @@ class Found:
     def outcome(self) -> str:
         """How the attack ended."""
         return self.content["outcome"]
+
+    @property
+    def preflight(self) -> tuple[str, ...]:
+        """What was found before the attack, a sentence each with what to do about it."""
+        return tuple(
+            f"{finding['sentence']}; {finding['advice']}" for finding in self.content["preflight"]
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Writes ``reconstruction.png``, ``reconstruction.safetensors`` and ``invert.json``.
@@ -201,15 +209,17 @@ def invert(
     )  # fmt: skip
     with one_thread():
         inversion.check()
+        before = inversion.look(seed=seed)
     with monitor_of(progress) as monitor:
-        return find(inversion, None if out is None else Path(out), monitor)
+        return find(inversion, before, None if out is None else Path(out), monitor)
 
 
-def find(inversion: Inversion, folder: Path | None, monitor: Monitor) -> Found:
+def find(inversion: Inversion, before: Preflight, folder: Path | None, monitor: Monitor) -> Found:
     """Runs an attack that was checked, or what is left of it.
 
     Args:
         inversion: the attack.
+        before: what was found before it.
         folder: where its results go, and where those of an earlier call lie; nowhere when None.
         monitor: hears about progress.
 
@@ -217,6 +227,8 @@ def find(inversion: Inversion, folder: Path | None, monitor: Monitor) -> Found:
         AuditStopped: by Ctrl-C.
         GradinvError: another attack lies in the folder, or the disk is full.
     """
+    for line in before.lines():
+        monitor.note(line)
     if folder is not None:
         RunStore(folder).claim(inversion.identity())
         if (folder / RESULT).is_file():
@@ -232,7 +244,7 @@ def find(inversion: Inversion, folder: Path | None, monitor: Monitor) -> Found:
     found = Found(
         reconstruction.images.cpu(),
         reconstruction.labels.cpu(),
-        _content(inversion, reconstruction),
+        _content(inversion, before, reconstruction),
         picture_tensors(reconstruction),
     )
     if folder is not None:
@@ -241,7 +253,9 @@ def find(inversion: Inversion, folder: Path | None, monitor: Monitor) -> Found:
     return found
 
 
-def _content(inversion: Inversion, reconstruction: Reconstruction) -> dict[str, Any]:
+def _content(
+    inversion: Inversion, before: Preflight, reconstruction: Reconstruction
+) -> dict[str, Any]:
     known = versions()
     return {
         "schema": SCHEMA,
@@ -256,6 +270,7 @@ def _content(inversion: Inversion, reconstruction: Reconstruction) -> dict[str, 
             inversion.observation.image_shape,
             inversion.observation.protocol,
         ),
+        "preflight": before.describe(),
         "config": {
             **inversion.settings,
             "versions": known,

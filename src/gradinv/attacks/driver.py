@@ -107,6 +107,7 @@ class Search:
         restarts = self.space.solution().images.shape[0]
         self.alive = torch.ones(restarts, dtype=torch.bool)
         self.costs: list[Tensor] = []
+        self.start: float | None = None
         self.stage_seconds = 0.0
 
     def _share(self) -> float | None:
@@ -137,6 +138,11 @@ class Search:
 
     def _step(self, progress: float) -> None:
         """Moves every restart once; one that was ever not finite is out of the choice."""
+        if self.start is None:
+            # What pictures of no search would match: the verdict asks whether it fell from there.
+            solution = self.space.solution()
+            matching = self._cost(0.0).matching(solution.images, solution.labels)
+            self.start = float(matching.min())
         place = (self.seed, len(self.results), len(self.costs))
         with dropout_from(place, self.scene.mean.device) if self.drops else nullcontext():
             value = self.stepper.step(self._cost(progress), self.stage.schedule.factor(progress))
@@ -161,6 +167,7 @@ class Search:
                 name=self.stage.space.name,
                 images=shown,
                 objective=matching,
+                start=self.start,
                 cost=torch.stack(self.costs),
                 steps=len(self.costs),
                 seconds=self.stage_seconds,
@@ -270,9 +277,11 @@ class Search:
                     "steps": result.steps,
                     "seconds": result.seconds,
                     "objective": result.objective,
+                    "start": result.start,
                 }
                 for result in self.results
             ],
+            "start": self.start,
             "stage_seconds": self.stage_seconds,
             "seconds": self.seconds,
             "dropped": self.dropped,
@@ -323,6 +332,7 @@ class Search:
         # Copies: a step writes to what it holds, and the checkpoint may be resumed from again.
         self.costs = [cost.clone() for cost in tensors["costs"]]
         self.alive = tensors["alive"].clone()
+        self.start = header["start"]
         self.stage_seconds = header["stage_seconds"]
         self.dropped = header["dropped"]
 

@@ -39,6 +39,8 @@ class StageResult:
         steps: done.
         seconds: wall-clock time.
         objective: matching cost of ``images``.
+        start: matching cost of its best restart where it began, in the units of ``objective``;
+            None for a closed form, which begins nowhere.
     """
 
     name: str
@@ -47,6 +49,12 @@ class StageResult:
     steps: int
     seconds: float
     objective: float
+    start: float | None = None
+
+    @property
+    def fell(self) -> bool:
+        """Whether the matching cost of its pictures is less than where it began."""
+        return self.start is None or self.objective < self.start
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +86,11 @@ class Reconstruction:
     seconds: float
     recovered: RecoveredLabels | None = None
     kept: int | None = None
+
+    @property
+    def cost_fell(self) -> bool:
+        """Whether some stage brought the matching cost down; if none did, nothing was tried."""
+        return any(stage.fell for stage in self.stages)
 
     @property
     def steps(self) -> int:

@@ -23,6 +23,7 @@ from gradinv.attacks import (
     invert,
     recover_labels,
 )
+from gradinv.attacks.preflight import Preflight, preflight_derivative
 from gradinv.attacks.recursion.peeling import require_peelable
 from gradinv.audit.plan import Cell, derive_seed
 from gradinv.audit.rows import attack_row, finite, picture_tensors, to_uint8
@@ -222,11 +223,14 @@ def observe_planned(setup: Setup, cell: Cell) -> Observation:
     )
 
 
-def check_runnable(setup: Setup) -> None:
+def check_runnable(setup: Setup) -> dict[str, Preflight]:
     """Does once what every cell will do beside its attack, so that errors come before any attack.
 
-    Makes one update for each defence, reads its labels where they are hidden, and decodes the
-    judge's images.
+    Makes one update for each defence, reads its labels where they are hidden, looks whether a
+    search can get going on it, and decodes the judge's images.
+
+    Returns:
+        Defence -> what was found of its first update.
 
     Raises:
         GradinvError: no batch-norm layers to reveal statistics of, an update that is not finite,
@@ -234,15 +238,20 @@ def check_runnable(setup: Setup) -> None:
             network that it cannot take apart, or an image that cannot be decoded.
     """
     needed = any(attack.needs_labels for attack in setup.server.attacks.values())
+    found = {}
     for defense in setup.config.defense:
         observation = observe_planned(setup, Cell(setup.config.attack[0], defense, 0))
         if observation.labels is None and needed:
             recover_labels(observation, setup.model)
+        found[defense] = preflight_derivative(
+            observation, setup.model, setup.server.attacks.values(), seed=setup.config.seed
+        )
         for name, attack in setup.server.attacks.items():
             if isinstance(attack, AnalyticAttack):
                 require_peelable(observation, setup.model, name)
     for batch in setup.client.batches:
         setup.judge.decoys(batch)
+    return found
 
 
 def compute_cell(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradinv.attacks import AnalyticAttack, Attack, Checkpoint, Reconstruction, recover_labels
+from gradinv.attacks.preflight import Preflight, preflight
 from gradinv.attacks.recursion.peeling import require_peelable
 from gradinv.audit.cell import CellStopped, Watch, attack_cell
 from gradinv.audit.inputs import check_prior_fits
@@ -74,6 +75,14 @@ class Inversion:
             recover_labels(observation, model)
         if isinstance(self.attack, AnalyticAttack):
             require_peelable(observation, model, self.name, how=_OBSERVE)
+
+    def look(self, *, seed: int) -> Preflight:
+        """Returns what can be told of the update and the network before the first step.
+
+        Args:
+            seed: of random images.
+        """
+        return preflight(self.observation, self.model, attacks=[self.attack], seed=seed)
 
     @property
     def cell(self) -> Cell:
@@ -159,5 +168,7 @@ def digest_of(observation: Observation) -> str:
     digest = hashlib.sha256(repr(about).encode())
     for name, value in observation.gradient.items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]

@@ -19,9 +19,15 @@ def attack_row(reconstruction: Reconstruction) -> dict[str, Any]:
         "objectives": [finite(value) for value in reconstruction.objective],
         "restart": reconstruction.best,
         "outcome": reconstruction.outcome.value,
+        "cost_fell": reconstruction.cost_fell,
         "label_recovery": label_recovery_row(reconstruction),
         "stages": [
-            {"name": stage.name, "steps": stage.steps, "seconds": finite(stage.seconds)}
+            {
+                "name": stage.name,
+                "steps": stage.steps,
+                "seconds": finite(stage.seconds),
+                "start": None if stage.start is None else finite(stage.start),
+            }
             for stage in reconstruction.stages
         ],
     }

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 
+from gradinv.attacks.preflight import Preflight
 from gradinv.audit.cell import Beat, check_runnable, compute_cell
 from gradinv.audit.inputs import load_inputs
 from gradinv.audit.plan import AuditConfig, Cell, cells_of
 from gradinv.audit.setup import Setup, prepare
 from gradinv.audit.store import RunStore, Store
-from gradinv.audit.summary import assemble
+from gradinv.audit.summary import assemble, preflight_notes
 from gradinv.environment import cores
 from gradinv.errors import GradinvError
 
@@ -66,6 +67,9 @@ class Monitor:
             workers: how many are computed at a time.
         """
 
+    def note(self, line: str) -> None:
+        """Called for what was found before the first step, such as a network that rounds."""
+
     def beat(self, beat: Beat) -> None:
         """Called a few times a second for each running cell."""
 
@@ -101,18 +105,24 @@ def run_audit(
     """
     with one_thread():
         setup = prepare(config)
-        check_runnable(setup)
-    return run_cells(setup, RunStore(folder), monitor=monitor)
+        found = check_runnable(setup)
+    return run_cells(setup, RunStore(folder), found=found, monitor=monitor)
 
 
 def run_cells(
-    setup: Setup, store: Store, *, worker_setup: Setup | None = None, monitor: Monitor | None = None
+    setup: Setup,
+    store: Store,
+    *,
+    found: Mapping[str, Preflight],
+    worker_setup: Setup | None = None,
+    monitor: Monitor | None = None,
 ) -> dict[str, Any]:
     """Runs the cells of an audit that was prepared and checked, or what is left of them.
 
     Args:
         setup: the audit.
         store: where its cells go.
+        found: what :func:`~gradinv.audit.cell.check_runnable` found, by defence.
         worker_setup: what worker processes get; they prepare the settings of ``setup`` again when
             None, which needs everything in files.
         monitor: hears about progress.
@@ -139,6 +149,8 @@ def run_cells(
     )
     workers = worker_count(config, setup.device, len(left))
     monitor.start(cells, finished, workers)
+    for line in preflight_notes(found):
+        monitor.note(line)
     with interruption() as interrupted:
         if workers > 1 and isinstance(store, RunStore):
             given = worker_setup or config
@@ -147,7 +159,7 @@ def run_cells(
             _run_here(setup, left, store, interrupted, monitor)
         if not all(store.is_finished(cell) for cell in cells):
             raise AuditStopped(store.folder)
-    audit = assemble(setup, [store.load_row(cell) for cell in cells])
+    audit = assemble(setup, [store.load_row(cell) for cell in cells], found)
     store.write_audit(audit)
     return audit
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from gradinv import __version__
+from gradinv.attacks.preflight import Preflight
 from gradinv.attacks.result import Outcome
 from gradinv.audit.inputs import EMBEDDED
 from gradinv.audit.setup import Setup
@@ -17,12 +18,15 @@ from gradinv.evaluation.intervals import mean_interval
 from gradinv.evaluation.verdict import judge
 
 
-def assemble(setup: Setup, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def assemble(
+    setup: Setup, rows: Sequence[dict[str, Any]], preflight: Mapping[str, Preflight]
+) -> dict[str, Any]:
     """Returns the content of ``audit.json``.
 
     Args:
         setup: what was audited.
         rows: one for each cell, in the order of the tables.
+        preflight: defence -> what was found before its attacks.
     """
     identity = setup.identity()
     images = setup.client.images
@@ -45,9 +49,10 @@ def assemble(setup: Setup, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "inputs": identity["inputs"],
             "attacks": setup.described_attacks(),
         },
-        "notes": setup.notes(),
+        "notes": [*setup.notes(), *preflight_notes(preflight)],
+        "preflight": {defense: found.describe() for defense, found in preflight.items()},
         "cells": list(rows),
-        "summary": summarise(rows),
+        "summary": summarise(rows, preflight),
     }
 
 
@@ -56,7 +61,21 @@ def _device_name(setup: Setup) -> str:
     return torch.cuda.get_device_name(setup.device) if on_cuda else setup.device.type
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def preflight_notes(preflight: Mapping[str, Preflight]) -> list[str]:
+    """Returns a sentence for each thing that was found, with the defences that it was found at."""
+    where: dict[str, list[str]] = {}
+    for defense, found in preflight.items():
+        for finding in found.findings:
+            where.setdefault(f"{finding}; {finding.advice}", []).append(defense)
+    return [
+        f"Preflight{'' if len(at) == len(preflight) else ' of ' + ', '.join(at)}: {sentence}."
+        for sentence, at in where.items()
+    ]
+
+
+def summarise(
+    rows: Sequence[Mapping[str, Any]], preflight: Mapping[str, Preflight] | None = None
+) -> list[dict[str, Any]]:
     """Returns one row for each attack under each defence, in the order of ``rows``.
 
     ``n`` images; ``psnr_mean``, ``ssim_mean`` and ``lpips_mean`` over them; ``psnr_best`` and
@@ -66,25 +85,46 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     fraction of images that the control identified, null where no image had a decoy;
     ``label_accuracy``, the fraction of the labels that was recovered, null where they were
     revealed; ``failed``, the batches on which every restart left the finite numbers, which count
-    in nothing else unless there are no others; ``level`` and ``verdict``.
+    in nothing else unless there are no others; ``stuck``, those on which the matching cost never
+    fell; ``level`` and ``verdict``.
 
     Args:
         rows: cells, each with its images.
+        preflight: defence -> what was found before its attacks; nothing where there was no look.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["attack"], row["defense"]), []).append(row)
-    return [_summary(attack, defense, cells) for (attack, defense), cells in groups.items()]
+    return [
+        _summary(attack, defense, cells, (preflight or {}).get(defense))
+        for (attack, defense), cells in groups.items()
+    ]
 
 
-def _summary(attack: str, defense: str, every_cell: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summary(
+    attack: str,
+    defense: str,
+    every_cell: Sequence[Mapping[str, Any]],
+    preflight: Preflight | None,
+) -> dict[str, Any]:
     ended = [cell for cell in every_cell if cell.get("outcome") != Outcome.NON_FINITE.value]
     failed, cells = len(every_cell) - len(ended), ended or every_cell
     scores = [score for cell in cells for score in scores_of(cell)]
     batches = [[score.psnr for score in scores_of(cell)] for cell in cells]
     distances = [score.lpips for score in scores if score.lpips is not None]
     interval = mean_interval([fmean(batch) for batch in batches])
-    verdict = judge(scores, attack=attack, defense=defense, failed=failed, batches=len(every_cell))
+    # Rows of before this was asked do not say it.
+    stuck = sum(cell.get("cost_fell") is False for cell in ended)
+    blocking = () if preflight is None else preflight.blocking
+    verdict = judge(
+        scores,
+        attack=attack,
+        defense=defense,
+        failed=failed,
+        stuck=stuck,
+        blocked="; ".join(map(str, blocking)) or None,
+        batches=len(every_cell),
+    )
     return {
         "attack": attack,
         "defense": defense,
@@ -103,6 +143,7 @@ def _summary(attack: str, defense: str, every_cell: Sequence[Mapping[str, Any]])
         ),
         "label_accuracy": _label_accuracy(cells),
         "failed": failed,
+        "stuck": stuck,
         "level": verdict.level.value,
         "verdict": verdict.sentence,
     }

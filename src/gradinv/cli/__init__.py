@@ -1,4 +1,4 @@
-"""The command line: ``gradinv audit|invert|observe|prior|data|learn-prior|watch|report``.
+"""The command line: ``gradinv audit|invert|observe|import|prior|data|learn-prior|...``.
 
 Heavy modules are imported by the command that needs them, so that ``gradinv --help`` answers at
 once. Exit status: 0 done, 2 wrong use or bad input (one line on standard error), 130 stopped by
@@ -17,6 +17,7 @@ from gradinv.cli.options import (
     AnyCommand,
     Audit,
     Data,
+    Import,
     Invert,
     LearnPrior,
     Observe,
@@ -83,6 +84,10 @@ def _run(options: AnyCommand, arguments: Sequence[str]) -> None:
             from gradinv.cli.observe import observe_update
 
             observe_update(options)
+        case Import():
+            from gradinv.cli.importing import import_update
+
+            import_update(options)
         case Prior(command=PriorTrain() as command):
             from gradinv.cli.prior import train
 

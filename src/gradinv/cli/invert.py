@@ -28,10 +28,11 @@ def invert_update(options: Invert) -> None:
     with one_thread():
         inversion = _load(options)
         inversion.check()
+        before = inversion.look(seed=options.seed)
     folder = run_folder(options.out)
     try:
         with AuditProgress().shown() as progress:
-            result = find(inversion, folder, progress).content
+            result = find(inversion, before, folder, progress).content
     except AuditStopped as stopped:
         raise Stopped("--out", str(folder)) from stopped
     recovered = result["label_recovery"]

@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+from rich.console import Console
+
+from gradinv.attacks import preset
+from gradinv.attacks.preflight import preflight_derivative
 from gradinv.audit.cell import observe_cell
 from gradinv.audit.inputs import images_and_network, model_info
 from gradinv.audit.plan import AuditConfig, derive_seed
@@ -11,6 +15,7 @@ from gradinv.cli.options import Observe
 from gradinv.errors import ConfigError
 from gradinv.federated import parse_defense
 from gradinv.models import save_weights
+from gradinv.report.text import print_line
 
 
 def observe_update(options: Observe) -> None:
@@ -67,7 +72,11 @@ def observe_update(options: Observe) -> None:
             seed=derive_seed(config.seed, "defense", options.batch),
             model_info=model_info(config),
         )
+        found = preflight_derivative(observation, model, [preset("gi-x")], seed=config.seed)
     observation.save(Path(options.out))
+    console = Console(stderr=True)
+    for line in found.lines():
+        print_line(console, f"gradinv: {line}")
     if weights is not None:
         save_weights(model, Path(weights))
     print(options.out if weights is None else f"{options.out} {weights}")

@@ -138,6 +138,59 @@ class Observe:
 
 
 @dataclass(frozen=True)
+class Import:
+    """Bring in an update that another program made, and say what is likely wrong with it.
+
+    Takes a gradient, or the weights before and after training. 'gradinv invert' attacks the result.
+    """
+
+    out: Annotated[str, arg(metavar="UPDATE.safetensors")]
+    """Where to save the update."""
+    batch_size: int
+    """Images in the batch; with fedavg, in the client's whole local data set."""
+    gradient: Annotated[
+        Positional[str | None], _hint("--before and --after", "GRADIENT.safetensors|.npz")
+    ] = None
+    """The gradient, or the weights before less those after with --lr: tensors by name."""
+    before: Annotated[str | None, _hint("none", "FILE")] = None
+    """The weights that the client started from, safetensors or .npz; those of the network too."""
+    after: Annotated[str | None, _hint("none", "FILE")] = None
+    """The weights that the client ended with, safetensors or .npz."""
+    lr: Annotated[float | None, _hint("1 for a gradient", "LR")] = None
+    """The client's learning rate, which a difference of weights is divided by."""
+    labels: Annotated[str | None, _hint("hidden", "3,1,..")] = None
+    """Classes of the images, if they are known; the server reads them from the update otherwise."""
+    model: str = "convnet"
+    """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
+    weights: Annotated[str | None, _hint("--before, or random from --seed", "FILE")] = None
+    """Weights of the network that the update was made with, safetensors."""
+    image_size: int = 32
+    """Side of the images in pixels."""
+    channels: int = 3
+    """Colour channels."""
+    num_classes: int = 10
+    """Classes of the network."""
+    mode: Mode = "eval"
+    """Mode of batch norm while the update was computed."""
+    protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
+    """What the client sent: one gradient (fedsgd), or what local training changed (fedavg)."""
+    local_epochs: Annotated[int | None, _hint("5 with fedavg", "N")] = None
+    """Passes of local training over the client's batch (fedavg)."""
+    local_batch_size: Annotated[int | None, _hint("the whole batch", "N")] = None
+    """Images in one local step (fedavg)."""
+    local_lr: Annotated[float | None, _hint("--lr with fedavg", "LR")] = None
+    """Step size of local SGD (fedavg)."""
+    local_momentum: Annotated[float | None, _hint("0 with fedavg", "M")] = None
+    """Momentum of local SGD (fedavg)."""
+    defense: Annotated[str, arg(metavar="SPEC")] = "none"
+    """What the client did to it: none, noise:SIGMA, sparsify:FRACTION, clip:NORM, or a chain."""
+    seed: int = 0
+    """Decides random weights, where none are given."""
+    save_weights: Annotated[str | None, _hint("not saved", "WEIGHTS.safetensors")] = None
+    """Save the network's weights too, as 'gradinv invert --weights' reads them."""
+
+
+@dataclass(frozen=True)
 class PriorTrain:
     """Train a prior on a folder of images; the same command again continues.
 
@@ -365,6 +418,7 @@ Command = (
     Annotated[Audit, subcommand("audit")]
     | Annotated[Invert, subcommand("invert")]
     | Annotated[Observe, subcommand("observe")]
+    | Annotated[Import, subcommand("import")]
     | Annotated[Prior, subcommand("prior")]
     | Annotated[Data, subcommand("data")]
     | Annotated[LearnPrior, subcommand("learn-prior")]
@@ -378,7 +432,7 @@ _DESCRIPTION = (
 )
 
 
-AnyCommand = Audit | Invert | Observe | Prior | Data | LearnPrior | Watch | Report
+AnyCommand = Audit | Invert | Observe | Import | Prior | Data | LearnPrior | Watch | Report
 """What the command line can come to."""
 
 

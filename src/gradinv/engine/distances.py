@@ -8,7 +8,7 @@ other callable is differentiated by autograd.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -255,4 +255,4 @@ def distance_of(spec: str) -> Distance:
             f"expected a distance named {spec!r}, got {type(value).__name__}; define "
             "__call__(trial, target)"
         )
-    return value
+    return cast("Distance", value)

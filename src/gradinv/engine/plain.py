@@ -122,8 +122,9 @@ class PlainDoubleBackward:
                 cost, matching = self._cost(batch, y)
             costs.append(cost.detach())
             matchings.append(matching.detach())
+            # A network that detaches its images has no derivative: zero, as where it rounds them.
             with _told_in_one_line():
-                gradients.append(torch.autograd.grad(cost, searched))
+                gradients.append(torch.autograd.grad(cost, searched, materialize_grads=True))
         with_respect_to = [torch.stack(each) for each in zip(*gradients, strict=True)]
         return Evaluated(torch.stack(costs), torch.stack(matchings), *with_respect_to)
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -199,4 +199,4 @@ def metric_of(spec: str) -> Metric:
             f"expected a metric named {spec!r}, got {got!r}; name a function of reconstructions "
             "and originals alone"
         )
-    return value
+    return cast("Metric", value)

@@ -6,7 +6,7 @@ SSIM alone proves nothing, since two images of one label can be that alike; iden
 tells which image it was, but need not show what is on it. Luck identifies some, so counts are
 compared with luck; but one image that comes back *unmistakably*, far nearer than any other of its
 label, is a leak whatever became of the others. Where that cannot be asked, or the answer could not
-have been yes, nothing is decided.
+have been yes, nothing is decided: an attack that never got going has found nothing out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,6 +23,10 @@ RECOGNISABLE_SSIM = 0.4
 """A convention: what the best attacks of Jeon et al. 2021 reach (Table 1: 0.39 and 0.43)."""
 SIGNIFICANCE = 0.05
 """A count is beyond chance when luck alone gives at least as many less often than this."""
+_STUCK = (
+    "the attack did not get going, which says nothing about the setting; mend what keeps it from "
+    "that, and audit again"
+)
 _NOTHING_TRIED = (
     "nothing was tried in earnest; check the prior and the weights, or lower the attack's learning "
     "rate, and audit again"
@@ -39,7 +43,8 @@ class Level(Enum):
     NONE_FOUND = "NONE FOUND"
     """No more images identified than chance explains."""
     UNDECIDED = "UNDECIDED"
-    """Too few images or decoys to tell a leak from luck, or images that had no decoy."""
+    """Too few images or decoys to tell a leak from luck, images that had no decoy, or an attack
+    that never got going."""
     PARTIAL = "PARTIAL"
     """More images identified than chance explains, or one of them unmistakably."""
     SEVERE = "SEVERE"
@@ -83,6 +88,8 @@ def judge(
     attack: str = "the attack",
     defense: str = "none",
     failed: int = 0,
+    stuck: int = 0,
+    blocked: str | None = None,
     batches: int = 1,
 ) -> Verdict:
     """Judges all scores of one attack under one defence.
@@ -93,6 +100,8 @@ def judge(
         attack: what the sentence calls the attack.
         defense: what the sentence calls the defence; ``"none"`` is not mentioned.
         failed: batches on which the attack left the finite numbers: that is no failure of the leak.
+        stuck: batches on which its matching cost never fell below where it began.
+        blocked: what the preflight found that keeps any attack from getting going.
         batches: all of them.
 
     Raises:
@@ -109,16 +118,24 @@ def judge(
         level = Level.SEVERE
     elif found.hits_beyond_luck or found.unmistakable:
         level = Level.PARTIAL
-    elif failed or found.powerless or found.alike_without_decoys or found.clear > sum(found.luck):
+    elif any(
+        (failed, stuck, blocked is not None, found.powerless, found.alike_without_decoys)
+    ) or found.clear > sum(found.luck):
         level = Level.UNDECIDED
     else:
         level = Level.NONE_FOUND
-    lost = f"; it left the finite numbers on {failed} of {batches} batches" if failed else ""
+    reasons = [f"it left the finite numbers on {failed} of {batches} batches"] if failed else []
+    reasons += [f"its matching cost never fell on {stuck} of {batches} batches"] if stuck else []
+    reasons += [] if blocked is None else [blocked]
+    advice = _NOTHING_TRIED if failed >= batches else _advice(level)
+    if level is Level.UNDECIDED and failed < batches and (stuck or blocked is not None):
+        advice = _STUCK
     psnr, ssim = fmean(score.psnr for score in scores), fmean(score.ssim for score in scores)
     return Verdict(
         level=level,
-        sentence=f"{level.value}: {_evidence(scores, found, attack, defense)}{lost}: "
-        + (_advice(level) if failed < batches else _NOTHING_TRIED),
+        sentence=f"{level.value}: "
+        + "; ".join([_evidence(scores, found, attack, defense), *reasons])
+        + f": {advice}",
         images=len(scores),
         identified=found.hits,
         recognisable=found.clear,

@@ -4,6 +4,7 @@ from gradinv.federated.client import local_update, logits, loss_gradient, traina
 from gradinv.federated.defense import Defense
 from gradinv.federated.defenses import Clip, Noise, Sparsify, format_defenses, parse_defense
 from gradinv.federated.federation import Federation, simulate
+from gradinv.federated.importing import from_delta, from_state_dicts, read_tensors
 from gradinv.federated.observation import Observation, check_fits, observe
 from gradinv.federated.protocol import FedAvg, FedSGD, Order, Protocol, Reveal
 
@@ -21,11 +22,14 @@ __all__ = [
     "Sparsify",
     "check_fits",
     "format_defenses",
+    "from_delta",
+    "from_state_dicts",
     "local_update",
     "logits",
     "loss_gradient",
     "observe",
     "parse_defense",
+    "read_tensors",
     "simulate",
     "trainable",
 ]

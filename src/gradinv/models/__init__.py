@@ -13,7 +13,7 @@ from gradinv.models.leakynet import LeakyNet
 from gradinv.models.normalize import Normalize, normalization_of
 from gradinv.models.outside import normalized_outside
 from gradinv.models.resnet import ResNet18
-from gradinv.models.weights import fingerprint, load_weights, save_weights
+from gradinv.models.weights import fill_weights, fingerprint, load_weights, save_weights
 
 __all__ = [
     "MODELS",
@@ -24,6 +24,7 @@ __all__ = [
     "ResNet18",
     "batch_norm_layers",
     "build_model",
+    "fill_weights",
     "fingerprint",
     "load_weights",
     "normalization_of",

@@ -1,6 +1,7 @@
 """A network's weights on disk, and the fingerprint that ties an update to them."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -41,6 +42,21 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"expected model weights at {path}, got {header['kind']!r} in its header; "
             "give a file that save_weights wrote, or a state_dict saved as safetensors"
         )
+    fill_weights(model, stored, f"the weights of this model at {path}")
+
+
+def fill_weights(model: nn.Module, stored: Mapping[str, Tensor], what: str) -> None:
+    """Puts tensors by name into ``model``, which is untouched on an error.
+
+    Args:
+        model: the network.
+        stored: name -> tensor.
+        what: they are, for the error.
+
+    Raises:
+        ModelError: they do not fit; the first names that are missing, unexpected, of another shape
+            or not finite are listed, and how many more.
+    """
     own = model.state_dict()
     stored = _with_counters(own, stored)
     both = [(name, value, stored[name]) for name, value in own.items() if name in stored]
@@ -60,13 +76,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]  # fmt: skip
     if problems:
         raise ModelError(
-            f"expected the weights of this model at {path}, got {'; '.join(problems)}; "
+            f"expected {what}, got {'; '.join(problems)}; "
             "build the model that the weights were saved from"
         )
     model.load_state_dict(stored)
 
 
-def _with_counters(own: dict[str, Tensor], stored: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_counters(own: dict[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the stored weights with the model's own counters of batches where they hold none.
 
     Only of layers that they hold: of others the counter is missing with everything else.
@@ -78,7 +94,7 @@ def _with_counters(own: dict[str, Tensor], stored: dict[str, Tensor]) -> dict[st
         for name, value in own.items()
         if name.endswith(_COUNTER) and f"{name.removesuffix(_COUNTER)}running_mean" in stored
     }
-    return stored | counters
+    return {**stored, **counters}
 
 
 def _counter(own: Tensor, stored: Tensor | None) -> Tensor:
