@@ -112,3 +112,16 @@ def test_far_too_many_brackets(tmp_path):
     save_file({"a": torch.arange(3)}, path, metadata={HEADER_KEY: NESTED})
     with pytest.raises(StorageError, match="got a header of far too many nested brackets; make"):
         load_tensors(path, what="a test")
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_header_whose_length_begins_as_a_pickle(length, tmp_path):
+    path = tmp_path / "t.safetensors"
+    for padding in range(length):
+        save_tensors(path, {"a": torch.ones(1)}, {"text": "x" * padding})
+        if int.from_bytes(path.read_bytes()[:8], "little") == length:
+            break
+    assert path.read_bytes()[0] == 0x80
+    tensors, header = load_tensors(path, what="a file")
+    assert tensors["a"].tolist() == [1]
+    assert header["text"] == "x" * padding

@@ -158,7 +158,8 @@ def load_tensors(
     try:
         with path.open("rb") as file:
             start = file.read(16)
-        if start.startswith(_PICKLE_STARTS):
+        # A header of 640 bytes begins as a pickle does; the header itself begins with a brace.
+        if start.startswith(_PICKLE_STARTS) and start[8:9] != b"{":
             raise StorageError(
                 f"{expected}, got a pickle; gradinv never unpickles, because that runs the file's "
                 "code: load it where you trust it and save it with safetensors"

@@ -69,6 +69,10 @@ class AuditConfig:
     """Step size of local SGD (fedavg)."""
     local_momentum: Annotated[float | None, _hint("0 with fedavg", "M")] = None
     """Momentum of local SGD (fedavg)."""
+    optimizer: Annotated[str, arg(metavar="SPEC")] = "sgd"
+    """Optimiser of local training (fedavg): sgd, adam or adamw; sgd:momentum=0.9,nesterov."""
+    loss: Annotated[str, arg(metavar="SPEC")] = "cross-entropy"
+    """Loss of the client: cross-entropy, bce, or cross-entropy:smoothing=0.1,reduction=sum."""
     reveal_order: bool = False
     """The server knows which images made which local step (fedavg): the upper bound."""
     attack: Annotated[tuple[str, ...], _hint("gi-x and gi-z/w; repeatable", "NAME")] = ()
@@ -130,6 +134,7 @@ class AuditConfig:
 
     def _refuse_local_training(self) -> None:
         given = [option(name) for name in _LOCAL if getattr(self, name) is not None]
+        given += ["--optimizer"] if self.optimizer != _CLIENT["optimizer"] else []
         given += ["--reveal-order"] if self.reveal_order else []
         if given:
             raise ConfigError(
@@ -182,10 +187,14 @@ class AuditConfig:
             ) from error
 
     def settings(self) -> dict[str, Any]:
-        """Returns every setting as JSON holds it."""
+        """Returns every setting as JSON holds it.
+
+        The usual loss and optimiser are left out, as in audits from before there were others.
+        """
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
+            if name not in _CLIENT or _CLIENT[name] != value
         }
 
 
@@ -193,6 +202,8 @@ _LEAST = {
     "image_size": 8, "batch_size": 1, "batches": 1, "restarts": 1, "workers": 1,
     "local_epochs": 1, "local_batch_size": 1,
 }  # fmt: skip
+
+_CLIENT = {"loss": "cross-entropy", "optimizer": "sgd"}
 
 # Settings of local training with their defaults; None stands for the whole batch.
 _LOCAL: dict[str, float | None] = {

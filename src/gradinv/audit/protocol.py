@@ -3,13 +3,13 @@
 from typing import Any
 
 from gradinv.audit.plan import AuditConfig
-from gradinv.federated import FedAvg, FedSGD, Protocol, Reveal
+from gradinv.federated import FedAvg, FedSGD, Protocol, Reveal, parse_loss, parse_optimizer
 
 
 def protocol_of(config: AuditConfig) -> Protocol:
     """Returns what a client computes."""
     if config.protocol == "fedsgd":
-        return FedSGD(mode=config.mode)
+        return FedSGD(mode=config.mode, loss=parse_loss(config.loss))
     assert config.local_epochs is not None  # the config has filled them in
     assert config.local_lr is not None
     assert config.local_momentum is not None
@@ -19,6 +19,8 @@ def protocol_of(config: AuditConfig) -> Protocol:
         lr=config.local_lr,
         momentum=config.local_momentum,
         mode=config.mode,
+        loss=parse_loss(config.loss),
+        optimizer=parse_optimizer(config.optimizer),
     )
 
 
@@ -38,6 +40,7 @@ def settings_of(protocol: Protocol, reveal: Reveal) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {
         "protocol": "fedsgd",
+        "loss": str(protocol.loss),
         "hide_labels": not reveal.labels,
         "reveal_bn": reveal.bn_statistics,
         "reveal_order": reveal.order,
@@ -49,6 +52,7 @@ def settings_of(protocol: Protocol, reveal: Reveal) -> dict[str, Any]:
             "local_batch_size": protocol.batch_size,
             "local_lr": protocol.lr,
             "local_momentum": protocol.momentum,
+            "optimizer": str(protocol.optimizer),
         }
     return settings
 

@@ -49,6 +49,8 @@ def observe_update(options: Observe) -> None:
         local_batch_size=options.local_batch_size,
         local_lr=options.local_lr,
         local_momentum=options.local_momentum,
+        optimizer=options.optimizer,
+        loss=options.loss,
         reveal_order=options.reveal_order,
         defense=(options.defense,),
         reveal_bn=options.reveal_bn,

@@ -123,6 +123,10 @@ class Observe:
     """Step size of local SGD (fedavg)."""
     local_momentum: Annotated[float | None, _hint("0 with fedavg", "M")] = None
     """Momentum of local SGD (fedavg)."""
+    optimizer: Annotated[str, arg(metavar="SPEC")] = "sgd"
+    """Optimiser of local training (fedavg): sgd, adam or adamw; sgd:momentum=0.9,nesterov."""
+    loss: Annotated[str, arg(metavar="SPEC")] = "cross-entropy"
+    """Loss of the client: cross-entropy, bce, or cross-entropy:smoothing=0.1,reduction=sum."""
     reveal_order: bool = False
     """The server knows which images made which local step (fedavg)."""
     reveal_bn: RevealBn = "none"

@@ -21,6 +21,7 @@ from gradinv.engine.terms import (
 from gradinv.errors import AttackError
 from gradinv.federated.checks import check_clients
 from gradinv.federated.defenses import format_defenses
+from gradinv.federated.loss import Loss
 from gradinv.federated.observation import Observation
 from gradinv.models.batchnorm import BatchStatistics
 from gradinv.models.normalize import normalization_of
@@ -89,6 +90,7 @@ class Problem:
 
     Attributes:
         model: f_theta in the observation's mode.
+        loss: what the client minimises.
         labels: classes of the batch; None where soft labels come with every call.
         distance: d, behind the defences that the update went through where it sees them.
         target: what the trial gradient is compared with.
@@ -100,6 +102,7 @@ class Problem:
     """
 
     model: nn.Module
+    loss: Loss
     labels: Int[Tensor, " batch"] | None
     distance: Distance
     target: Target
@@ -163,6 +166,7 @@ class Problem:
         mean, std = pixel_units(model, observation.image_shape, like)
         return cls(
             model=model,
+            loss=observation.protocol.loss,
             labels=None if soft_labels else observation.labels,
             distance=lengthy,
             target=target,

@@ -20,6 +20,7 @@ from gradinv.engine.traced import first_order, weights_of
 from gradinv.engine.tracing import trace
 from gradinv.errors import AttackError, ConfigError, did_you_mean
 from gradinv.federated.client import logits, trainable
+from gradinv.federated.loss import Loss
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
@@ -89,6 +90,8 @@ def engine_for(
         )
     problem = Problem.of(model, observation, **settings)
     try:
+        if problem.loss != Loss():
+            raise UnsupportedError(f"the loss {problem.loss}")
         assert problem.labels is not None
         shape = (observation.batch_size, *observation.image_shape)
         program = _checked(model, frozenset(problem.target.gradient), problem.labels, shape)

@@ -65,7 +65,10 @@ class PlainDoubleBackward:
         create_graph: bool,
     ) -> dict[str, Tensor]:
         """Returns what a client with these images would send."""
-        return loss_gradient(self.problem.model, images, labels, create_graph=create_graph)
+        problem = self.problem
+        return loss_gradient(
+            problem.model, images, labels, loss=problem.loss, create_graph=create_graph
+        )
 
     def _cost(
         self,

@@ -5,7 +5,9 @@ from gradinv.federated.defense import Defense
 from gradinv.federated.defenses import Clip, Noise, Sparsify, format_defenses, parse_defense
 from gradinv.federated.federation import Federation, simulate
 from gradinv.federated.importing import from_delta, from_state_dicts, read_tensors
+from gradinv.federated.loss import Loss, parse_loss
 from gradinv.federated.observation import Observation, check_fits, observe
+from gradinv.federated.optimizer import LocalOptimizer, parse_optimizer
 from gradinv.federated.protocol import FedAvg, FedSGD, Order, Protocol, Reveal
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "FedAvg",
     "FedSGD",
     "Federation",
+    "LocalOptimizer",
+    "Loss",
     "Noise",
     "Observation",
     "Order",
@@ -29,6 +33,8 @@ __all__ = [
     "loss_gradient",
     "observe",
     "parse_defense",
+    "parse_loss",
+    "parse_optimizer",
     "read_tensors",
     "simulate",
     "trainable",

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradinv.errors import ModelError
+from gradinv.federated.loss import Loss
 from gradinv.federated.protocol import FedAvg, Order
 
 
@@ -62,17 +62,20 @@ def loss_gradient(
     images: Float[Tensor, "batch channel height width"],
     labels: Int[Tensor, " batch"] | Float[Tensor, "batch class"],
     *,
+    loss: Loss = Loss(),  # noqa: B008 -- a frozen value
     create_graph: bool = False,
 ) -> dict[str, Tensor]:
-    """Returns the gradient of the mean cross entropy with respect to the parameters.
+    """Returns the gradient of the client's loss with respect to the parameters.
 
     g = (1/B) sum_j grad_theta l(f_theta(x_j), y_j) over the batch of B images (Jeon et al. 2021,
-    section 3). The model's mode is taken as it is; its buffers and ``.grad`` stay untouched.
+    section 3), where l is the cross entropy unless another loss is given. The model's mode is
+    taken as it is; its buffers and ``.grad`` stay untouched.
 
     Args:
         model: f_theta; maps images in [0, 1] to logits.
         images: x_1 ... x_B.
         labels: y_1 ... y_B as classes, or as one distribution over the classes for each image.
+        loss: what the client minimises.
         create_graph: keep the graph, so that the gradient can itself be differentiated with
             respect to the images and to soft labels.
 
@@ -83,7 +86,8 @@ def loss_gradient(
     Raises:
         ModelError: no parameter is trainable, or the logits carry no gradient at all.
     """
-    return _gradient(model, images, labels, trainable(model), None, create_graph=create_graph)
+    weights = trainable(model)
+    return _gradient(model, images, labels, weights, None, loss, create_graph=create_graph)
 
 
 def local_update(
@@ -95,12 +99,12 @@ def local_update(
     *,
     create_graph: bool = False,
 ) -> dict[str, Tensor]:
-    """Returns (theta_0 - theta_T) / lr of local SGD from the model's weights.
+    """Returns (theta_0 - theta_T) / lr of local training from the model's weights.
 
-    For t = 1 ... T: v_t = momentum v_(t-1) + grad l(theta_(t-1), batch_t) with v_0 = 0, and
-    theta_t = theta_(t-1) - lr v_t, as ``torch.optim.SGD`` does. The weights really move, so the
-    difference has the rounding that a client's has. Buffers live on from step to step in copies;
-    the model's own state stays untouched.
+    By SGD, for t = 1 ... T: v_t = momentum v_(t-1) + grad l(theta_(t-1), batch_t) with v_0 = 0, and
+    theta_t = theta_(t-1) - lr v_t; other optimisers move as their class in ``torch.optim``. The
+    weights really move, so the difference has the rounding that a client's has. Buffers live on
+    from step to step in copies; the model's own state stays untouched.
 
     Args:
         model: the network with theta_0, in the protocol's mode.
@@ -118,21 +122,22 @@ def local_update(
         ModelError: no parameter is trainable, or the logits carry no gradient at all.
     """
     start = trainable(model)
-    weights, buffers, velocity = start, _buffers(model), None
-    for step in order:
+    weights, buffers, moments = start, _buffers(model), None
+    for number, step in enumerate(order, 1):
         chosen = torch.tensor(step, device=images.device)
         gradient = _gradient(
-            model, images[chosen], labels[chosen], weights, buffers, create_graph=create_graph
+            model,
+            images[chosen],
+            labels[chosen],
+            weights,
+            buffers,
+            protocol.loss,
+            create_graph=create_graph,
         )
         with torch.set_grad_enabled(create_graph):
-            velocity = (
-                gradient
-                if velocity is None
-                else {name: protocol.momentum * v + gradient[name] for name, v in velocity.items()}
+            weights, moments = protocol.stepper.step(
+                weights, gradient, moments, lr=protocol.lr, number=number
             )
-            weights = {
-                name: value - protocol.lr * velocity[name] for name, value in weights.items()
-            }
         if not create_graph:
             weights = {name: value.requires_grad_() for name, value in weights.items()}
     with torch.set_grad_enabled(create_graph):
@@ -145,6 +150,7 @@ def _gradient(
     labels: Int[Tensor, " batch"] | Float[Tensor, "batch class"],
     weights: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor] | None,
+    criterion: Loss,
     *,
     create_graph: bool,
 ) -> dict[str, Tensor]:
@@ -153,7 +159,7 @@ def _gradient(
     # The fused kernels of attention have no second derivative; products and a softmax have one.
     kernel = sdpa_kernel(SDPBackend.MATH) if create_graph else nullcontext()
     with torch.enable_grad(), kernel:
-        loss = functional.cross_entropy(logits(model, images, state=state), labels)
+        loss = criterion(logits(model, images, state=state), labels)
     if loss.grad_fn is None:
         raise ModelError(
             "expected logits that depend on the parameters, got logits without a gradient; "

@@ -20,7 +20,7 @@ from gradinv.errors import ConfigError, StorageError
 from gradinv.federated.defense import Defense
 from gradinv.federated.defenses import format_defenses
 from gradinv.federated.observation import observe
-from gradinv.federated.protocol import FedAvg, FedSGD, Protocol, Reveal
+from gradinv.federated.protocol import FedAvg, FedSGD, Protocol, Reveal, written
 from gradinv.files import read_json, write_json
 from gradinv.models.weights import fingerprint, save_weights
 from gradinv.seeds import require_seed
@@ -177,7 +177,7 @@ def _settings(
         "image_shape": list(images.image_shape),
         "weights": fingerprint(model),
         "federation": asdict(federation),
-        "protocol": {"name": type(protocol).__name__, **asdict(protocol)},
+        "protocol": {"name": type(protocol).__name__, **written(protocol)},
         "defenses": format_defenses(tuple(defenses)),
         "reveal": asdict(reveal),
     }

@@ -5,7 +5,7 @@ starts from it alone.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,17 @@ from gradinv.federated.checks import (
 from gradinv.federated.client import local_update, logits, loss_gradient
 from gradinv.federated.defense import Defense, check_defenses, survivors_of
 from gradinv.federated.defenses import format_defenses, parse_defense
-from gradinv.federated.protocol import PROTOCOLS, FedAvg, FedSGD, Order, Protocol, Reveal
+from gradinv.federated.loss import Loss
+from gradinv.federated.protocol import (
+    PROTOCOLS,
+    FedAvg,
+    FedSGD,
+    Order,
+    Protocol,
+    Reveal,
+    read,
+    written,
+)
 from gradinv.files import load_tensors, save_tensors
 from gradinv.memory import own_network, owned
 from gradinv.models.batchnorm import (
@@ -121,7 +131,7 @@ class Observation:
         return replace(
             self,
             gradient={name: value / number for name, value in self.gradient.items()},
-            protocol=FedSGD(self.protocol.mode),
+            protocol=FedSGD(self.protocol.mode, self.protocol.loss),
             defenses=tuple(defense.scaled(1 / number) for defense in self.defenses),
             order=None,
         )
@@ -172,7 +182,7 @@ class Observation:
             "batch_size": self.batch_size,
             "image_shape": list(self.image_shape),
             "num_classes": self.num_classes,
-            "protocol": {"name": _protocol_name(self.protocol), **asdict(self.protocol)},
+            "protocol": {"name": _protocol_name(self.protocol), **written(self.protocol)},
             "order": self.order,
             "defenses": defenses,
             "clients": self.clients,
@@ -278,7 +288,7 @@ def observe(
             f"expected batch-norm layers whose {reveal.bn_statistics} statistics are revealed, "
             "got a network without any; reveal none"
         )
-    num_classes = _num_classes(model, batch)
+    num_classes = _num_classes(model, batch, protocol.loss)
     order: Order | None = None
     if isinstance(protocol, FedAvg):
         order = protocol.order(len(batch.images), generator)
@@ -289,7 +299,7 @@ def observe(
                 logits(model, batch.images)
     else:
         with record_batch_statistics(model) as recorded:
-            gradient = loss_gradient(model, batch.images, batch.labels)
+            gradient = loss_gradient(model, batch.images, batch.labels, loss=protocol.loss)
     check_not_zero(gradient)
     for defense in defenses:
         gradient = defense.apply(gradient, generator)
@@ -355,7 +365,7 @@ def _features(layer: nn.Module) -> tuple[int, ...]:
     return (features,)
 
 
-def _num_classes(model: nn.Module, batch: ClientBatch) -> int:
+def _num_classes(model: nn.Module, batch: ClientBatch, loss: Loss) -> int:
     normalize = normalization_of(model)
     # Broadcasting would hide this one: three means over one channel give three channels.
     if normalize is not None and len(normalize.mean) != batch.images.shape[1]:
@@ -364,7 +374,7 @@ def _num_classes(model: nn.Module, batch: ClientBatch) -> int:
             f"{batch.images.shape[1]}; load the images with channels={len(normalize.mean)}"
         )
     with torch.no_grad():
-        num_classes = logits(model, batch.images).shape[1]
+        num_classes = loss.classes(logits(model, batch.images).shape[1])
     highest = int(batch.labels.max())
     if highest >= num_classes:
         raise ModelError(
@@ -382,8 +392,8 @@ def _trained(
     if not all(torch.isfinite(value).all() for value in update.values()):
         raise ObservationError(
             f"expected local training that stays finite, got NaN or infinity after "
-            f"{len(order)} local steps of lr {protocol.lr:g} and momentum {protocol.momentum:g}; "
-            "lower the local learning rate"
+            f"{len(order)} local steps of lr {protocol.lr:g} and "
+            f"momentum {protocol.stepper.momentum:g}; lower the local learning rate"
         )
     return update
 
@@ -406,7 +416,7 @@ def _fields(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[st
             name: BatchStatistics(tensors[f"{_MEAN}{name}"], tensors[f"{_VAR}{name}"])
             for name in layers
         },
-        "protocol": PROTOCOLS[name](**protocol),
+        "protocol": read(name, protocol),
         "defenses": parse_defense(header["defenses"]),
         "clients": header["clients"],
         "model": {str(key): str(value) for key, value in header["model"].items()},

@@ -1,13 +1,15 @@
 """What the client does with its batch, and what the server gets to know."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator
 
 from gradinv.errors import ConfigError
+from gradinv.federated.loss import Loss, parse_loss
+from gradinv.federated.optimizer import LocalOptimizer, parse_optimizer
 from gradinv.models.batchnorm import Mode
 
 BnReveal = Literal["none", "running", "exact"]
@@ -18,17 +20,19 @@ Order = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class FedSGD:
-    """The client sends the gradient of its mean loss over one batch.
+    """The client sends the gradient of its loss over one batch.
 
     Attributes:
         mode: of batch norm and dropout while the gradient is computed. In "eval" batch norm uses
             its running statistics and is the easier victim (the paper's setting).
+        loss: what the client minimises.
 
     Raises:
         ConfigError: the mode is neither of the two.
     """
 
     mode: Mode = "eval"
+    loss: Loss = Loss()  # noqa: RUF009 -- a frozen value
 
     def __post_init__(self) -> None:
         _require_mode(self.mode)
@@ -50,6 +54,8 @@ class FedAvg:
         momentum: of the local SGD, undamped as in ``torch.optim.SGD``, from zero in every round.
         mode: of batch norm and dropout during local training. In "train" each mini-batch is
             normalised by its own statistics.
+        loss: what the client minimises.
+        optimizer: that moves the weights; plain SGD with ``momentum`` unless another is given.
 
     Raises:
         ConfigError: a value that has no meaning.
@@ -60,6 +66,8 @@ class FedAvg:
     lr: float = 0.01
     momentum: float = 0.0
     mode: Mode = "eval"
+    loss: Loss = Loss()  # noqa: RUF009 -- a frozen value
+    optimizer: LocalOptimizer = LocalOptimizer()  # noqa: RUF009 -- a frozen value
 
     def __post_init__(self) -> None:
         if self.local_epochs < 1:
@@ -78,7 +86,17 @@ class FedAvg:
             )
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"expected a local momentum in [0, 1), got {self.momentum}; try 0.9")
+        if self.momentum != 0 and self.optimizer != LocalOptimizer():
+            raise ConfigError(
+                f"expected the momentum in the optimiser's settings, got momentum "
+                f"{self.momentum:g} beside {self.optimizer}; leave the one beside it out"
+            )
         _require_mode(self.mode)
+
+    @property
+    def stepper(self) -> LocalOptimizer:
+        """The optimiser with its momentum, wherever that was given."""
+        return LocalOptimizer(momentum=self.momentum) if self.momentum else self.optimizer
 
     def splits(self, count: int) -> bool:
         """Returns whether a batch of ``count`` images is split, so that their order matters."""
@@ -114,11 +132,24 @@ class FedAvg:
 
         The gradient of step s is in the velocity of every later step t as momentum^(t - s), so
         the sum over the T steps is sum_k (1 - momentum^k) / (1 - momentum), k = 1 ... T; T without
-        momentum.
+        momentum. Weight decay is left out.
+
+        Raises:
+            ConfigError: the optimiser is Adam, whose update is no sum of gradients.
         """
-        return sum(
-            (1 - self.momentum**k) / (1 - self.momentum) for k in range(1, self.steps(count) + 1)
-        )
+        stepper = self.stepper
+        if stepper.kind != "sgd":
+            raise ConfigError(
+                f"expected SGD for an update that is read as one gradient, got {stepper.kind}, "
+                "whose steps have no gradient's length; simulate the steps, and reveal the labels"
+            )
+        momentum, total, velocity = stepper.momentum, 0.0, 0.0
+        if not (stepper.dampening or stepper.nesterov):
+            return sum((1 - momentum**k) / (1 - momentum) for k in range(1, self.steps(count) + 1))
+        for step in range(self.steps(count)):
+            velocity = momentum * velocity + (1 - stepper.dampening) if step else 1.0
+            total += 1 + momentum * velocity if stepper.nesterov else velocity
+        return total
 
 
 Protocol = FedSGD | FedAvg
@@ -126,6 +157,34 @@ Protocol = FedSGD | FedAvg
 
 PROTOCOLS: dict[str, type[FedSGD] | type[FedAvg]] = {"fedsgd": FedSGD, "fedavg": FedAvg}
 """By the names that files and the command line have."""
+
+
+def written(protocol: Protocol) -> dict[str, Any]:
+    """Returns a protocol's settings as JSON holds them, the loss and the optimiser as texts.
+
+    These two are left out where they are the usual ones: so files from before there were others
+    hold the same, and mean the same.
+    """
+    usual, settings = type(protocol)(), asdict(protocol)
+    for name in ("loss", "optimizer"):
+        if name in settings:
+            del settings[name]
+            if (value := getattr(protocol, name)) != getattr(usual, name):
+                settings[name] = str(value)
+    return settings
+
+
+def read(name: str, settings: dict[str, Any]) -> Protocol:
+    """Returns the protocol that :func:`written` wrote; what is left out is the usual.
+
+    Raises:
+        ConfigError: a value that has no meaning.
+    """
+    values = dict(settings)
+    for key, parse in (("loss", parse_loss), ("optimizer", parse_optimizer)):
+        if key in values:
+            values[key] = parse(values[key])
+    return PROTOCOLS[name](**values)
 
 
 @dataclass(frozen=True)

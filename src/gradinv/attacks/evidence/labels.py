@@ -99,6 +99,7 @@ def recover_labels(
             "expected a method that reads labels off the last layer, got "
             f"'{method.value}'; attack with dlg, which does that, or use {LabelMethod.COUNTS.value}"
         )
+    _require_readable(observation)
     source = torch.Generator().manual_seed(seed)
     parameter = next(model.parameters())
     probes = random_images(PROBES, observation.image_shape, source)
@@ -109,7 +110,9 @@ def recover_labels(
     gap, exact = 0.0, False
     if method is LabelMethod.IDLG:
         counts = _idlg(update)
-        exact = not (approximate or changes_direction(observation.defenses))
+        hidden = changes_direction(observation.defenses)
+        moved = isinstance(protocol, FedAvg) and not protocol.stepper.keeps_signs
+        exact = not (approximate or hidden or moved) and protocol.loss.proves_signs
     elif method is LabelMethod.COLUMN_MINIMUM:
         counts = _column_minimum(update)
     else:
@@ -119,6 +122,25 @@ def recover_labels(
     counts = counts.to(parameter.device)
     labels = torch.repeat_interleave(counts)
     return RecoveredLabels(labels, counts, method, exact, gap)
+
+
+def _require_readable(observation: Observation) -> None:
+    """Checks that the last layer's gradient says how many images each class has.
+
+    Raises:
+        AttackError: the loss or the optimiser leaves no such thing in it.
+    """
+    protocol = observation.protocol
+    loss, several = protocol.loss, observation.batch_size > 1
+    if loss.kind != "cross-entropy" or (loss.weights is not None and several):
+        raise AttackError(
+            f"expected a cross entropy that weighs all classes alike to count labels, got {loss}; "
+            "reveal the labels"
+        )
+    if isinstance(protocol, FedAvg) and protocol.stepper.kind != "sgd":
+        raise AttackError(
+            f"expected SGD to read labels off an update, got {protocol.stepper}; reveal the labels"
+        )
 
 
 def searched_labels(soft: Float[Tensor, "batch class"]) -> RecoveredLabels:
@@ -176,14 +198,17 @@ class _Update:
         least = proven_counts(observation, head).double()
         target = Target.of(observation.as_one_gradient())
         usual = head.features.detach().double().cpu()
+        factor = observation.protocol.loss.factor(observation.batch_size)
         unit = float(usual.norm(dim=1).mean().clamp_min(torch.finfo(torch.float32).tiny))
         weight = head.weight.double().cpu() * unit
         bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.double().cpu()
-        columns = [target.gradient[head.weight_name].detach().double().cpu() / unit]
+        columns = [target.gradient[head.weight_name].detach().double().cpu() / (unit * factor)]
         usual = usual / unit
         biased = head.bias_name in target.gradient
         if biased:
-            columns.append(target.gradient[head.bias_name].detach().double().cpu()[:, None])
+            columns.append(
+                target.gradient[head.bias_name].detach().double().cpu()[:, None] / factor
+            )
             usual = torch.cat([usual, usual.new_ones(len(usual), 1)], dim=1)
         rows = torch.cat(columns, dim=1)
         certainty, fitted = torch.ones_like(rows), None

@@ -29,9 +29,12 @@ def proven_counts(observation: Observation, head: Head) -> Int[Tensor, " class"]
     Of one image alone no more is said than its gradient says at once (``idlg``). Zeros where more
     would be proven than there are images: the update is then not what it says it is.
     """
-    weight = observation.gradient[head.weight_name].detach().double().cpu()
-    counts = _present(observation, head)
     protocol, batch = observation.protocol, observation.batch_size
+    weight = observation.gradient[head.weight_name].detach().double().cpu()
+    decays = isinstance(protocol, FedAvg) and not protocol.stepper.keeps_signs
+    if decays or not protocol.loss.proves_signs:
+        return torch.zeros(len(weight), dtype=torch.long)
+    counts = _present(observation, head)
     several = isinstance(protocol, FedAvg) and protocol.steps(batch) > 1
     altered = changes_direction(observation.defenses)
     if not (several or altered or bool((head.features < 0).any())):

@@ -20,6 +20,7 @@ from gradinv.attacks.result import Outcome, Reconstruction, StageResult
 from gradinv.engine.distances import Target
 from gradinv.errors import AttackError
 from gradinv.federated.defense import changes_length
+from gradinv.federated.loss import Loss
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
@@ -101,6 +102,16 @@ def require_peelable(
         raise AttackError(
             f"expected a single gradient for {name}, got an update of {steps} local steps; {how} "
             "--protocol fedsgd or --local-epochs 1, or attack with gi-x, which simulates the steps"
+        )
+    if protocol.loss != Loss():
+        raise AttackError(
+            f"expected the mean cross entropy for {name}, got the loss {protocol.loss}; "
+            "attack with gi-x, which takes any"
+        )
+    if isinstance(protocol, FedAvg) and not protocol.stepper.keeps_signs:
+        raise AttackError(
+            f"expected a gradient for {name}, got a step of {protocol.stepper}; "
+            "attack with gi-x, which simulates the step"
         )
     frozen = [
         link.name

@@ -1,0 +1,94 @@
+"""The client's loss: against torch's own modules, through text and back, and its errors."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from gradinv.errors import ConfigError
+from gradinv.federated.client import loss_gradient
+from gradinv.federated.loss import Loss, parse_loss
+
+WEIGHTS = (1.0, 2.0, 0.5, 3.0, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "reference"),
+    [
+        (Loss(), nn.CrossEntropyLoss()),
+        (Loss(reduction="sum"), nn.CrossEntropyLoss(reduction="sum")),
+        (
+            Loss(smoothing=0.1, weights=WEIGHTS),
+            nn.CrossEntropyLoss(weight=torch.tensor(WEIGHTS), label_smoothing=0.1),
+        ),
+    ],
+)
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_gradient_is_that_of_the_module(loss, reference, scale, model, batch):
+    loss = Loss(loss.kind, loss.reduction, loss.smoothing, loss.weights, scale)
+    (scale * reference(model(batch.images), batch.labels)).backward()
+    gradient = loss_gradient(model, batch.images, batch.labels, loss=loss)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradient[name], parameter.grad, msg=name)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_bce_against_one_hot_labels(reduction):
+    logits, labels = torch.randn(3, 4), torch.tensor([3, 0, 0])
+    hot = functional.one_hot(labels, 4).float()
+    expected = nn.BCEWithLogitsLoss(reduction=reduction)(logits, hot)
+    torch.testing.assert_close(Loss("bce", reduction)(logits, labels), expected)
+    torch.testing.assert_close(Loss("bce", reduction)(logits, hot), expected)
+
+
+def test_one_logit_is_that_of_the_second_class():
+    logits, labels = torch.randn(3, 1), torch.tensor([1, 0, 1])
+    expected = nn.BCEWithLogitsLoss()(logits[:, 0], labels.float())
+    torch.testing.assert_close(Loss("bce")(logits, labels), expected)
+    assert Loss("bce").classes(1) == 2
+    assert Loss("bce").classes(3) == 3
+    assert Loss().classes(1) == 1
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Loss(),
+        Loss("bce", scale=0.25),
+        Loss(reduction="sum", smoothing=0.1, weights=(1.0, 2.5), scale=1e-3),
+    ],
+)
+def test_text_and_back(loss):
+    assert parse_loss(str(loss)) == loss
+
+
+def test_text_of_the_usual_one():
+    assert str(Loss()) == "cross-entropy"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("hinge", "expected a loss among cross-entropy, bce, got 'hinge'"),
+        ("bce:smooth=1", "expected settings among reduction, smoothing, .* got 'smooth'; did you"),
+        ("bce:scale=1,scale=2", "expected scale once in"),
+        ("bce:scale=x", "expected a number in 'bce:scale=x', got 'x'"),
+        ("bce:scale=0", "expected a loss's scale above 0 and finite, got 0.0"),
+        ("bce:smoothing=1", r"expected label smoothing in \[0, 1\), got 1.0"),
+        ("bce:reduction=none", "expected the reduction mean or sum of a loss, got 'none'"),
+        ("bce:weights=1/0", "expected class weights above 0 and finite"),
+    ],
+)
+def test_wrong_texts(spec, message, without_type_checks):
+    with pytest.raises(ConfigError, match=message):
+        parse_loss(spec)
+
+
+def test_wrong_number_of_weights():
+    with pytest.raises(ConfigError, match=r"expected 3 class weights \(the network's logits\)"):
+        Loss(weights=(1.0, 2.0))(torch.randn(2, 3), torch.tensor([0, 1]))
+
+
+def test_factor_of_the_mean():
+    assert Loss(scale=0.5).factor(4) == 0.5
+    assert Loss(reduction="sum", scale=0.5).factor(4) == 2
