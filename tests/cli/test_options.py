@@ -51,7 +51,7 @@ def test_every_option_of_audit_arrives():
         "data": "d", "image_size": 64, "channels": 3, "model": "resnet18", "weights": "w",
         "batch_size": 8, "batches": 3, "mode": "train", "protocol": "fedavg",
         "local_epochs": 2, "local_batch_size": 4, "local_lr": 0.1, "local_momentum": 0.9,
-        "reveal_order": True,
+        "reveal_order": True, "optimizer": "sgd:weight-decay=0.1", "loss": "bce",
         "attack": ("gi-x", "gi-z"), "defense": ("none", "noise:0.01"), "reveal_bn": "exact",
         "prior": "p", "steps_scale": 0.5, "restarts": 2, "seconds": 9.0, "seed": 4,
         "device": "cpu", "out": "o", "lpips_weights": "l", "workers": 2,

@@ -50,8 +50,11 @@ def test_of_one_gradient(loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
+# Adam with its usual eps is nearly a sign, too steep where a gradient is small for a difference.
 @pytest.mark.parametrize(
-    "optimizer", [LocalOptimizer(momentum=0.9, weight_decay=0.01), LocalOptimizer("adam")], ids=str
+    "optimizer",
+    [LocalOptimizer(momentum=0.9, weight_decay=0.01), LocalOptimizer("adam", eps=1e-2)],
+    ids=str,
 )
 def test_of_local_training(loss, optimizer):
     protocol = FedAvg(2, lr=0.01, loss=loss, optimizer=optimizer)

@@ -21,6 +21,8 @@ from gradinv.errors import AttackError
 from gradinv.federated import (
     FedAvg,
     FedSGD,
+    LocalOptimizer,
+    Loss,
     Observation,
     Reveal,
     loss_gradient,
@@ -402,3 +404,37 @@ def test_an_update_of_several_local_steps_is_read_as_one_gradient():
         if len(labels) > 1:
             continue
         assert invert(sent, model, preset("gi-x:steps=1")).labels.tolist() == labels
+
+
+def _sent(labels, protocol):
+    return observe(network(), batch_of(labels), protocol=protocol, reveal=Reveal(labels=False))
+
+
+def test_the_sum_is_read_as_the_mean_is():
+    labels = [0, 0, 3, 5]
+    mean = recover_labels(_sent(labels, FedSGD()), network())
+    summed = _sent(labels, FedSGD(loss=Loss(reduction="sum", scale=0.5)))
+    assert torch.equal(recover_labels(summed, network()).counts, mean.counts)
+
+
+def test_a_smoothed_label_of_one_image_is_no_certainty():
+    assert recover_labels(_sent([3], FedSGD()), network()).exact
+    found = recover_labels(_sent([3], FedSGD(loss=Loss(smoothing=0.1))), network())
+    assert found.labels.tolist() == [3]
+    assert not found.exact
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        (FedSGD(loss=Loss("bce")), "expected a cross entropy that weighs all classes alike"),
+        (
+            FedSGD(loss=Loss(weights=(2.0,) * CLASSES)),
+            "expected a cross entropy that weighs all classes alike",
+        ),
+        (FedAvg(1, optimizer=LocalOptimizer("adam")), "expected SGD to read labels off an update"),
+    ],
+)
+def test_losses_and_optimizers_that_hide_counts(protocol, message):
+    with pytest.raises(AttackError, match=message):
+        recover_labels(_sent([0, 3], protocol), network())

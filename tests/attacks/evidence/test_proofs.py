@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from gradinv.attacks.evidence.head import Head, find_head, random_images
 from gradinv.attacks.evidence.proofs import lone_images, proven_counts
-from gradinv.federated import FedAvg, FedSGD, Reveal, observe, parse_defense
+from gradinv.federated import (
+    FedAvg,
+    FedSGD,
+    LocalOptimizer,
+    Loss,
+    Reveal,
+    observe,
+    parse_defense,
+)
 from gradinv.models import build_model
 from tests.attacks.evidence.test_labels import CLASSES, batch_of, network, update
 
@@ -155,3 +163,25 @@ def test_too_many_images_take_nothing_from_the_classes_that_are_there():
     moves, features = factors(LABELS)
     assert proven_of(moves @ features, batch=6) == counted(LABELS).tolist()
     assert proven_of(moves @ features, batch=4) == [1, 0, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        FedSGD(loss=Loss(smoothing=0.1)),
+        FedSGD(loss=Loss("bce")),
+        FedAvg(1, optimizer=LocalOptimizer(weight_decay=0.1)),
+        FedAvg(2, optimizer=LocalOptimizer("adam")),
+    ],
+)
+def test_nothing_is_proven_where_signs_say_nothing(protocol):
+    net = network()
+    sent = observe(net, batch_of(LABELS), protocol=protocol, reveal=Reveal(labels=False))
+    assert not proven_counts(sent, head_of(net)).any()
+
+
+def test_the_sum_proves_as_much_as_the_mean():
+    net = network()
+    loss = Loss(reduction="sum", scale=0.5)
+    sent = observe(net, batch_of(LABELS), protocol=FedSGD(loss=loss), reveal=Reveal(labels=False))
+    assert (proven_counts(sent, head_of(net)) >= counted(LABELS).clamp_max(1)).all()

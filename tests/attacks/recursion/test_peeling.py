@@ -14,7 +14,17 @@ from gradinv.attacks.search.regularizers import TotalVariation
 from gradinv.data import ClientBatch
 from gradinv.errors import AttackError
 from gradinv.evaluation.metrics import psnr
-from gradinv.federated import Clip, FedAvg, FedSGD, Observation, Reveal, observe, parse_defense
+from gradinv.federated import (
+    Clip,
+    FedAvg,
+    FedSGD,
+    LocalOptimizer,
+    Loss,
+    Observation,
+    Reveal,
+    observe,
+    parse_defense,
+)
 from gradinv.models import LeakyNet, Normalize
 from tests.attacks.tiny import tiny_prior
 from tests.outside import Every
@@ -457,3 +467,16 @@ def test_a_feature_none_of_whose_entries_was_sent_is_taken_for_zero():
     told = (kept[0] | kept[3]).reshape(1, 1, SIDE, SIDE)
     assert torch.allclose(found.image[told], batch.images[told], atol=1e-9)
     assert found.image[~told].abs().max() == 0
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        (FedSGD(loss=Loss(smoothing=0.1)), "expected the mean cross entropy for r-gap, got the"),
+        (FedAvg(1, optimizer=LocalOptimizer("adam")), "expected a gradient for r-gap, got a step"),
+    ],
+)
+def test_another_loss_or_a_step_that_is_no_gradient(protocol, message):
+    torch.manual_seed(0)
+    net = LeakyNet(3, 1, 16).eval()
+    batch = ClientBatch(torch.rand(1, 1, 16, 16), torch.tensor([1]), (0,))
+    with pytest.raises(AttackError, match=message):
+        peel(observe(net, batch, protocol=protocol), net)
