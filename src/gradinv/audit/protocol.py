@@ -3,7 +3,16 @@
 from typing import Any
 
 from gradinv.audit.plan import AuditConfig
-from gradinv.federated import FedAvg, FedSGD, Protocol, Reveal, parse_loss, parse_optimizer
+from gradinv.federated import (
+    FedAvg,
+    FedSGD,
+    LocalOptimizer,
+    Loss,
+    Protocol,
+    Reveal,
+    parse_loss,
+    parse_optimizer,
+)
 
 
 def protocol_of(config: AuditConfig) -> Protocol:
@@ -60,6 +69,11 @@ def settings_of(protocol: Protocol, reveal: Reveal) -> dict[str, Any]:
 def local_training_note(protocol: FedAvg, reveal: Reveal, count: int) -> str:
     """Returns what a client of ``count`` images did before it sent anything, and who knows it."""
     steps, epochs = protocol.steps(count), protocol.local_epochs
+    usual = protocol.optimizer == LocalOptimizer()
+    name = "SGD" if usual else str(protocol.optimizer)
+    settings = f", momentum {protocol.momentum:g}" if usual else ""
+    if protocol.loss != Loss():
+        settings += f", loss {protocol.loss}"
     known = "these settings"
     if protocol.splits(count):
         known += (
@@ -69,9 +83,9 @@ def local_training_note(protocol: FedAvg, reveal: Reveal, count: int) -> str:
         )
     return (
         f"Each client trained before it sent the change of its weights: {_count(steps, 'step')} of "
-        f"SGD ({_count(epochs, 'epoch')} over {_count(count, 'image')} in mini-batches of "
-        f"{protocol.batch_size or count}, learning rate {protocol.lr:g}, momentum "
-        f"{protocol.momentum:g}). The server knows {known}."
+        f"{name} ({_count(epochs, 'epoch')} over {_count(count, 'image')} in mini-batches of "
+        f"{protocol.batch_size or count}, learning rate {protocol.lr:g}{settings}). "
+        f"The server knows {known}."
     )
 
 

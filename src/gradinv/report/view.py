@@ -152,7 +152,7 @@ def _update(config: Mapping[str, Any]) -> str:
     """Returns what the client computed, ``FedAvg, 5 epochs in mini-batches of 2, lr 0.01``."""
     protocol = plain(config.get("protocol"))
     if protocol != "fedavg":
-        return {"fedsgd": "FedSGD"}.get(protocol, protocol)
+        return {"fedsgd": "FedSGD"}.get(protocol, protocol) + _client(config)
     epochs, images, lr, momentum = (
         config.get(f"local_{name}") for name in ("epochs", "batch_size", "lr", "momentum")
     )
@@ -160,7 +160,13 @@ def _update(config: Mapping[str, Any]) -> str:
         f"FedAvg, {plain(epochs)} epoch{'' if epochs == 1 else 's'} in mini-batches of "
         f"{plain(images)}, lr {plain(lr)}"
     )
-    return f"{words}, momentum {plain(momentum)}" if momentum else words
+    return (f"{words}, momentum {plain(momentum)}" if momentum else words) + _client(config)
+
+
+def _client(config: Mapping[str, Any]) -> str:
+    """Returns the optimiser and the loss, where they are not the usual ones."""
+    given = {name: config.get(name) for name in ("optimizer", "loss")}
+    return "".join(f", {name} {clean(value)}" for name, value in given.items() if value is not None)
 
 
 def _defense_view(
