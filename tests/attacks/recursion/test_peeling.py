@@ -467,6 +467,8 @@ def test_a_feature_none_of_whose_entries_was_sent_is_taken_for_zero():
     told = (kept[0] | kept[3]).reshape(1, 1, SIDE, SIDE)
     assert torch.allclose(found.image[told], batch.images[told], atol=1e-9)
     assert found.image[~told].abs().max() == 0
+
+
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
