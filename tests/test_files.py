@@ -117,6 +117,7 @@ def test_far_too_many_brackets(tmp_path):
 @pytest.mark.parametrize("length", [640, 896, 1152, 1408])
 def test_a_header_whose_length_begins_as_a_pickle(length, tmp_path):
     path = tmp_path / "t.safetensors"
+    padding = 0
     for padding in range(length):
         save_tensors(path, {"a": torch.ones(1)}, {"text": "x" * padding})
         if int.from_bytes(path.read_bytes()[:8], "little") == length:

@@ -178,7 +178,7 @@ def test_images_need_not_be_square():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"attack": "gi-y"}, AttackError, "expected the name of an attack, got 'gi-y'"),
+        ({"attack": "gi-y"}, AttackError, "expected the name of an attack or .*, got 'gi-y'"),
         ({"attack": []}, ConfigError, "expected at least one attack, got none"),
         ({"defense": []}, ConfigError, "expected at least one defence, got none"),
         ({"defense": ["clip:1", Clip(1.0)]}, ConfigError, "each defence once, got clip:1 more"),

@@ -232,7 +232,8 @@ def _last_layer(
         k = _scalar(u, weight @ h, offset - target.new_zeros(()), target, direction=direction) * u
     seen = torch.ones_like(observed) if kept is None else kept.to(observed)
     squares = seen.T @ k.square()
-    h = (seen * observed).T @ k / squares.where(squares > 0, 1)
+    # A feature that nothing was sent of is taken for 0; a gradient of zeros gives no finite answer.
+    h = (seen * observed).T @ k / squares.where((squares > 0) | ~k.any(), 1)
     error = (seen * (observed - k[:, None] * h)).square().sum() / observed.square().sum()
     return h, weight.T @ k, float(error)
 
