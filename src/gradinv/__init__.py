@@ -18,23 +18,31 @@ if TYPE_CHECKING:
         Found,
         audit,
         invert,
+        learn_prior,
+        load_prior,
         observe,
+        train_prior,
     )
     from gradinv.attacks import Attack, Stage
-    from gradinv.federated import FedAvg, FedSGD, Observation, Reveal
+    from gradinv.federated import FedAvg, FedSGD, Observation, Reveal, from_delta, from_state_dicts
 
 # Where each public name lies: importing torch takes seconds, and `gradinv --help` needs none of it.
 _PLACES = {
     "AuditResult": "gradinv.api",
     "Found": "gradinv.api",
     "invert": "gradinv.api",
+    "learn_prior": "gradinv.api",
+    "load_prior": "gradinv.api",
     "observe": "gradinv.api",
+    "train_prior": "gradinv.api",
     "Attack": "gradinv.attacks",
     "Stage": "gradinv.attacks",
     "FedAvg": "gradinv.federated",
     "FedSGD": "gradinv.federated",
     "Observation": "gradinv.federated",
     "Reveal": "gradinv.federated",
+    "from_delta": "gradinv.federated",
+    "from_state_dicts": "gradinv.federated",
 }
 
 __all__ = [
@@ -47,8 +55,13 @@ __all__ = [
     "Reveal",
     "Stage",
     "audit",
+    "from_delta",
+    "from_state_dicts",
     "invert",
+    "learn_prior",
+    "load_prior",
     "observe",
+    "train_prior",
 ]
 
 

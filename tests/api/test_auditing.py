@@ -228,3 +228,7 @@ def test_processes_find_the_same():
 def test_the_result_is_what_the_annotation_says():
     assert isinstance(audited(), AuditResult)
     assert isinstance(audited(attack=replace(preset("gi-x:steps=2"), name="mine")), AuditResult)
+
+
+def test_whole_numbers_are_numbers():
+    assert audited(steps_scale=1, seconds=60).audit["config"]["seconds"] == 60.0

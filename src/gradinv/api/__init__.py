@@ -4,6 +4,17 @@ Functions here take what a caller holds, models and tensors, and write nothing u
 """
 
 from gradinv.api.auditing import AuditResult, DefenseVerdict, audit
+from gradinv.api.priors import learn_prior, load_prior, train_prior
 from gradinv.api.updates import Found, invert, observe
 
-__all__ = ["AuditResult", "DefenseVerdict", "Found", "audit", "invert", "observe"]
+__all__ = [
+    "AuditResult",
+    "DefenseVerdict",
+    "Found",
+    "audit",
+    "invert",
+    "learn_prior",
+    "load_prior",
+    "observe",
+    "train_prior",
+]

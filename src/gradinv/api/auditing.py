@@ -162,9 +162,9 @@ def audit(
     reveal: Reveal = Reveal(),  # noqa: B008 -- a frozen value
     classes: Iterable[str] | None = None,
     lpips: str | Path | None = None,
-    steps_scale: float = 1.0,
+    steps_scale: float | int = 1.0,
     restarts: int | None = None,
-    seconds: float | None = None,
+    seconds: float | int | None = None,
     seed: int = 0,
     workers: int = 1,
     out: str | Path | None = None,

@@ -154,9 +154,9 @@ def invert(
     *,
     attack: str | Attack = "standard",
     prior: Generator | str | Path | None = None,
-    steps_scale: float = 1.0,
+    steps_scale: float | int = 1.0,
     restarts: int | None = None,
-    seconds: float | None = None,
+    seconds: float | int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     progress: Progress = None,
@@ -197,9 +197,9 @@ def invert(
     )
     settings = {
         "attack": name,
-        "steps_scale": steps_scale,
+        "steps_scale": config.steps_scale,
         "restarts": restarts,
-        "seconds": seconds,
+        "seconds": config.seconds,
         "seed": seed,
         "device": device.type,
     }

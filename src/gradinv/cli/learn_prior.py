@@ -36,7 +36,7 @@ from gradinv.metalearning import (
 from gradinv.metalearning.costs import Executor
 from gradinv.metalearning.learning import LOG
 from gradinv.priors import Generator
-from gradinv.priors.dcgan import DCGAN
+from gradinv.priors.dcgan import untrained_dcgan
 from gradinv.report.curve import write_curve
 from gradinv.report.text import print_line
 
@@ -141,7 +141,7 @@ def learn(options: LearnPrior, command: str) -> None:
             learn_prior(
                 tasks,
                 start
-                or untrained(
+                or untrained_dcgan(
                     tasks.image_shape, options.base_channels, options.latent, seed=options.seed
                 ),
                 out=out,
@@ -211,22 +211,6 @@ def _simulate(
             model_info={"spec": spec, "seed": str(options.seed), "mode": "eval"},
             callback=callback,
         )
-
-
-def untrained(
-    image_shape: tuple[int, int, int], base_channels: int, latent: int, *, seed: int
-) -> Generator:
-    """Returns a generator with random weights, in eval mode."""
-    channels, _, image_size = image_shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        generator = DCGAN(
-            image_size=image_size,
-            channels=channels,
-            base_channels=base_channels,
-            latent_dim=latent,
-        )
-    return generator.eval()
 
 
 @contextmanager

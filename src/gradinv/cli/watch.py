@@ -13,11 +13,12 @@ from rich.text import Text
 from gradinv.api.progress import AuditProgress, WorkProgress
 from gradinv.audit.runner import AuditStopped, Monitor, interruption
 from gradinv.audit.watching import RECORD, Watcher, watch
-from gradinv.cli.learn_prior import show_learning, show_simulation, untrained
+from gradinv.cli.learn_prior import show_learning, show_simulation
 from gradinv.cli.options import Watch
 from gradinv.cli.stopping import Stopped, run_folder, stop_if
 from gradinv.federated import Federation
 from gradinv.metalearning import LearningConfig, LearningProgress
+from gradinv.priors.dcgan import untrained_dcgan
 from gradinv.report.curve import write_curve
 from gradinv.report.text import print_line, print_paragraph, report_console
 from gradinv.report.words import interval, number, percent
@@ -85,7 +86,7 @@ def watch_rounds(options: Watch) -> None:
             found = watch(
                 config,
                 watcher,
-                lambda shape: untrained(
+                lambda shape: untrained_dcgan(
                     shape, options.base_channels, options.latent, seed=config.seed
                 ),
                 folder,

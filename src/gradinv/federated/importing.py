@@ -44,6 +44,14 @@ def from_delta(
 ) -> Observation:
     """Returns the update of a client that sent what its training changed.
 
+    >>> import gradinv, torch
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).eval()
+    >>> sent = {name: 0.1 * torch.ones_like(value) for name, value in model.named_parameters()}
+    >>> update = gradinv.from_delta(
+    ...     sent, model, lr=0.1, image_shape=(1, 8, 8), num_classes=3, batch_size=1)
+    >>> update.gradient["1.bias"]
+    tensor([1., 1., 1.])
+
     Args:
         delta: name -> theta_0 - theta_T, the weights before less those after; or the gradient
             itself, with ``lr=1``.
@@ -103,6 +111,18 @@ def from_state_dicts(
     model_info: Mapping[str, str] | None = None,
 ) -> Observation:
     """Returns the update of a client whose weights are known before and after its training.
+
+    >>> import copy, gradinv, torch
+    >>> before = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).eval()
+    >>> after = copy.deepcopy(before)
+    >>> loss = torch.nn.functional.cross_entropy(after(torch.rand(1, 1, 8, 8)), torch.tensor([2]))
+    >>> loss.backward()
+    >>> torch.optim.SGD(after.parameters(), lr=0.1).step()
+    >>> update = gradinv.from_state_dicts(
+    ...     before.state_dict(), after.state_dict(), before,
+    ...     lr=0.1, image_shape=(1, 8, 8), num_classes=3, batch_size=1)
+    >>> update.gradient["1.bias"].argmin().item()
+    2
 
     The difference is taken in float64, and given in the type of the weights. The arguments are
     those of :func:`from_delta`; ``model`` must hold the weights ``before``.

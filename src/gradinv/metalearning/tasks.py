@@ -3,9 +3,10 @@
 Updates are read from disk when they are visited, so that a folder may be larger than the memory.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from gradinv.federated.observation import Observation, check_fits
 from gradinv.files import load_tensors
 from gradinv.models.batchnorm import Mode
 from gradinv.models.factory import build_model
+from gradinv.models.normalize import normalization_of
 from gradinv.models.outside import normalized_outside
 from gradinv.models.weights import fingerprint, load_weights
 
@@ -40,6 +42,8 @@ class Network:
         seed: of the random weights, where there is no file.
         weights: the file.
         normalization: mean and std of clients that normalise outside the network.
+        module: the network itself, where a caller holds it; it then takes the place of ``spec``
+            and ``seed``.
     """
 
     spec: str
@@ -49,6 +53,7 @@ class Network:
     seed: int
     weights: Path | None = None
     normalization: Normalization | None = None
+    module: nn.Module | None = field(default=None, repr=False)
 
     def build(self) -> nn.Module:
         """Returns the network in the clients' mode.
@@ -57,19 +62,25 @@ class Network:
             ModelError: it cannot be built, or the weights do not fit.
             StorageError: the weights cannot be read.
         """
+        model = self._bare()
+        if self.weights is not None:
+            load_weights(model, self.weights)
+        # A network that a caller holds may do so already.
+        if self.normalization is not None and normalization_of(model) is None:
+            model = normalized_outside(model, *self.normalization)
+        return model.train(self.mode == "train")
+
+    def _bare(self) -> nn.Module:
+        if self.module is not None:
+            return copy.deepcopy(self.module)
         channels, _, image_size = self.image_shape
-        model = build_model(
+        return build_model(
             self.spec,
             num_classes=self.num_classes,
             channels=channels,
             image_size=image_size,
             seed=self.seed,
         )
-        if self.weights is not None:
-            load_weights(model, self.weights)
-        if self.normalization is not None:
-            model = normalized_outside(model, *self.normalization)
-        return model.train(self.mode == "train")
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ class TaskSet:
 def open_tasks(
     folder: Path,
     *,
-    model: str | None = None,
+    model: str | nn.Module | None = None,
     image_shape: tuple[int, int, int] | None = None,
     rounds: int | None = None,
     callback: Callable[[], None] | None = None,
@@ -153,7 +164,8 @@ def open_tasks(
 
     Args:
         folder: where to look.
-        model: the architecture; what each update says by default.
+        model: the architecture by its spec, or a network of it with weights that some updates may
+            have been made with; what each update says by default.
         image_shape: of the images to learn; that of the most updates by default.
         rounds: take the updates of that many first rounds alone, as a server has them that watched
             no longer; all by default. A simulation notes in each update which round it is of.
@@ -272,7 +284,7 @@ def _normalization_of(observation: Observation) -> Normalization | None:
 class _Networks:
     """The networks that updates were made with, found by fingerprint."""
 
-    def __init__(self, weights: Sequence[Path], spec: str | None) -> None:
+    def __init__(self, weights: Sequence[Path], spec: str | nn.Module | None) -> None:
         self.weights = weights
         self.spec = spec
         self.known: list[Network] = []
@@ -299,15 +311,17 @@ class _Networks:
             )
         return self.numbers[key]
 
-    def _try(self, spec: str, observation: Observation) -> None:
+    def _try(self, spec: str | nn.Module, observation: Observation) -> None:
         seed = observation.model.get("seed", "0")
+        module = None if isinstance(spec, str) else spec
         own = Network(
-            spec,
+            spec if isinstance(spec, str) else type(spec).__qualname__,
             observation.num_classes,
             observation.image_shape,
             observation.protocol.mode,
             int(seed) if seed.isdigit() else 0,
             normalization=_normalization_of(observation),
+            module=module,
         )
         for path in (None, *self.weights):
             network = replace(own, weights=path)

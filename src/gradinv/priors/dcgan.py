@@ -213,3 +213,23 @@ class Encoder(nn.Module):
         """Returns mean and log-variance. Pixels are taken in [0, 1]."""
         mean, log_variance = self.layers(2 * x - 1).float().chunk(2, dim=1)
         return mean, log_variance.clamp(-8, 4)
+
+
+def untrained_dcgan(
+    image_shape: tuple[int, int, int], base_channels: int, latent: int, *, seed: int
+) -> DCGAN:
+    """Returns a generator with random weights, in eval mode.
+
+    Raises:
+        PriorError: as :class:`DCGAN`.
+    """
+    channels, _, image_size = image_shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = DCGAN(
+            image_size=image_size,
+            channels=channels,
+            base_channels=base_channels,
+            latent_dim=latent,
+        )
+    return generator.eval()
