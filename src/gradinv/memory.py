@@ -2,10 +2,15 @@
 
 A tensor out of a file, or a slice of a larger one, begins wherever it lies there. Products and sums
 take the elements before the first aligned address one by one, so that the same numbers at another
-address can round differently; and what lies in somebody else's memory changes with it.
+address can round differently; a convolution of what lies channels last is another one than that of
+what lies row by row, which no file keeps apart; and what lies in somebody else's memory changes
+with it.
 """
 
 import copy
+import operator
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -20,33 +25,29 @@ ALIGNMENT = 64
 def owned(tensor: Tensor) -> Tensor:
     """Returns the tensor itself where it has memory of its own, and a copy where it has not.
 
-    Its own is what begins at an aligned address and fills all of its storage. Dense layouts other
-    than row by row (channels last) are kept; what overlaps or has gaps is laid out row by row.
+    Its own is what begins at an aligned address and fills all of its storage, row by row.
     """
     storage = tensor.untyped_storage()
     whole = storage.nbytes() == tensor.numel() * tensor.element_size()
-    if whole and tensor.data_ptr() % ALIGNMENT == 0 and dense(tensor):
-        return tensor
-    return copied(tensor)
+    aligned = tensor.data_ptr() % ALIGNMENT == 0
+    return (
+        tensor if whole and aligned and tensor.stride() == _rows(tensor.shape) else copied(tensor)
+    )
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """Returns a copy in memory of its own, with the tensor's layout where that has no gaps."""
-    kept = torch.preserve_format if dense(tensor) else torch.contiguous_format
-    return tensor.clone(memory_format=kept)
+    """Returns a copy in memory of its own, laid out row by row."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def dense(tensor: Tensor) -> bool:
-    """Returns whether every element of the tensor's stretch of memory is one of its own, once."""
-    if tensor.numel() == 0:
-        return True
-    expected = 1
-    sizes = zip(tensor.stride(), tensor.shape, strict=True)
-    for stride, size in sorted(pair for pair in sizes if pair[1] != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+def _rows(shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns the strides of a tensor that lies row by row.
+
+    ``is_contiguous`` asks for less: the stride of a dimension of size 1 may be anything there, and
+    PyTorch may choose between its convolutions by it.
+    """
+    steps = accumulate((max(size, 1) for size in reversed(shape)), operator.mul, initial=1)
+    return tuple(steps)[:-1][::-1]
 
 
 def own_network(network: Network) -> Network:
