@@ -13,7 +13,6 @@ from gradinv.audit.plan import cells_of
 from gradinv.audit.runner import (
     AuditStopped,
     Monitor,
-    interruption,
     one_thread,
     run_audit,
     worker_count,
@@ -256,16 +255,6 @@ def test_cells_have_one_thread_and_the_caller_keeps_its_own(monkeypatch):
     finally:
         torch.set_num_threads(1)
     assert seen == [1, 1]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_is_a_flag_and_a_second_one_an_exception(number):
-    with interruption() as interrupted:
-        assert not interrupted()
-        os.kill(os.getpid(), number)
-        assert interrupted()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
 
 
 def test_outside_the_main_thread_an_audit_runs_without_signals():

@@ -14,8 +14,9 @@ from gradinv.attacks.preflight import Preflight, preflight
 from gradinv.attacks.recursion.peeling import require_peelable
 from gradinv.audit.cell import CellStopped, Watch, attack_cell
 from gradinv.audit.inputs import check_prior_fits
+from gradinv.audit.interruption import LeftAtOnce, interruption
 from gradinv.audit.plan import Cell
-from gradinv.audit.runner import AuditStopped, Monitor, interruption, one_thread
+from gradinv.audit.runner import AuditStopped, Monitor, one_thread
 from gradinv.audit.setup import require_bn, require_prior
 from gradinv.environment import versions
 from gradinv.errors import ObservationError
@@ -127,7 +128,7 @@ def run_inversion(
     path = None if folder is None else checkpoint_path(folder)
     cell = inversion.cell
     monitor.start([cell], [], 1)
-    with one_thread(), interruption() as interrupted:
+    with one_thread(), interruption(monitor.stopping) as interrupted:
         watch = Watch(cell.slug, save=_saver(path), stop=interrupted, report=monitor.beat)
         try:
             return attack_cell(
@@ -140,7 +141,7 @@ def run_inversion(
                 callback=watch,
                 resume=Checkpoint.load(path) if path is not None and path.exists() else None,
             )
-        except CellStopped as stopped:
+        except (CellStopped, LeftAtOnce) as stopped:
             raise AuditStopped(folder) from stopped
 
 

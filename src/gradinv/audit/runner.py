@@ -11,15 +11,13 @@ Workers are spawned, so a script that calls :func:`run_audit` needs the usual
 
 import multiprocessing
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,6 +25,13 @@ import torch
 from gradinv.attacks.preflight import Preflight
 from gradinv.audit.cell import Beat, check_runnable, compute_cell
 from gradinv.audit.inputs import load_inputs
+from gradinv.audit.interruption import (
+    Interruption,
+    LeftAtOnce,
+    ignore_signals,
+    interruption,
+    signals_held,
+)
 from gradinv.audit.plan import AuditConfig, Cell, cells_of
 from gradinv.audit.setup import Setup, prepare
 from gradinv.audit.store import RunStore, Store
@@ -80,7 +85,7 @@ class Monitor:
         """Called a few times a second where cells run in other processes."""
 
     def stopping(self) -> None:
-        """Called once after Ctrl-C, while checkpoints are being written."""
+        """Called once after Ctrl-C, from another thread: the steps that run are ended first."""
 
 
 def run_audit(
@@ -151,7 +156,7 @@ def run_cells(
     monitor.start(cells, finished, workers)
     for line in preflight_notes(found):
         monitor.note(line)
-    with interruption() as interrupted:
+    with interruption(monitor.stopping) as interrupted:
         if workers > 1 and isinstance(store, RunStore):
             given = worker_setup or config
             _run_in_processes(given, left, store, workers, interrupted, monitor)
@@ -188,21 +193,19 @@ def _run_here(
     setup: Setup,
     cells: Sequence[Cell],
     store: Store,
-    interrupted: Callable[[], bool],
+    interrupted: Interruption,
     monitor: Monitor,
 ) -> None:
-    told = False
-
-    def stop() -> bool:
-        nonlocal told
-        if interrupted() and not told:
-            told = True
-            monitor.stopping()
-        return told
-
     with one_thread():
         for cell in cells:
-            if stop() or not compute_cell(setup, cell, store, stop=stop, report=monitor.beat):
+            if interrupted():
+                return
+            interrupted.leave_at_once()  # until its first step, which a closed form never takes
+            try:
+                whole = compute_cell(setup, cell, store, stop=interrupted, report=monitor.beat)
+            except LeftAtOnce:
+                return
+            if not whole:
                 return
             monitor.finish(cell)
 
@@ -212,12 +215,14 @@ def _run_in_processes(
     cells: Sequence[Cell],
     store: RunStore,
     workers: int,
-    interrupted: Callable[[], bool],
+    interrupted: Interruption,
     monitor: Monitor,
 ) -> None:
+    interrupted()  # from now on there is something to save
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     beats = context.SimpleQueue()
+    others = set(multiprocessing.active_children())
 
     def hear() -> None:
         while not beats.empty():
@@ -230,14 +235,13 @@ def _run_in_processes(
         initargs=(given, store.folder, stop, beats),
     )
     try:
-        with _signals_ignored():
+        with signals_held():
             futures = {executor.submit(_work, cell): cell for cell in cells}
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             if interrupted() and not stop.is_set():
                 stop.set()
-                monitor.stopping()
             hear()
             for future in done:
                 if future.result():
@@ -249,6 +253,11 @@ def _run_in_processes(
             "was killed (too little memory?); run the same command again with "
             f"--out {store.folder} and a smaller --workers to continue"
         ) from error
+    except KeyboardInterrupt:
+        # The second Ctrl-C, which waits for nobody's step.
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
     finally:
         # After an error in one cell the others stop too, and leave checkpoints.
         stop.set()
@@ -295,47 +304,3 @@ def _follow_parent(stop: Any) -> None:
     stop.set()
     time.sleep(_ORPHAN_SECONDS)
     os._exit(1)
-
-
-@contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C or SIGTERM into a flag, and a second one into KeyboardInterrupt.
-
-    Outside the main thread signals cannot be caught; the flag then stays down.
-    """
-    # A plain list: the handler can run anywhere in the main thread, where a lock could be held.
-    seen: list[int] = []
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    with _handler(handle):
-        yield lambda: bool(seen)
-
-
-@contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Ignores signals while processes start: they inherit that, before they can say it."""
-    with _handler(signal.SIG_IGN):
-        yield
-
-
-@contextmanager
-def _handler(handler: Any) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def ignore_signals() -> None:
-    """Makes a worker deaf to Ctrl-C: its parent tells it to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

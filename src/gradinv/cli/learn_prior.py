@@ -20,7 +20,9 @@ from gradinv.audit.inputs import (
     load_prior,
     resolve_device,
 )
-from gradinv.audit.runner import ignore_signals, interruption, one_thread
+from gradinv.audit.interruption import ignore_signals, signals_held
+from gradinv.audit.runner import one_thread
+from gradinv.cli.listening import listening
 from gradinv.cli.options import LearnPrior
 from gradinv.cli.stopping import stop_if
 from gradinv.errors import ConfigError
@@ -112,7 +114,12 @@ def learn(options: LearnPrior, command: str) -> None:
     device = resolve_device(options.device)
     start = load_prior(options.start, device=torch.device("cpu"), embedded=False)
     shape = None if start is None else start.image_shape
-    with output_folder(Path(options.out)) as out, one_thread(), interruption() as interrupted:
+    with (
+        output_folder(Path(options.out)) as out,
+        one_thread(),
+        WorkProgress("learning") as display,
+        listening(display, options.out) as interrupted,
+    ):
         check = partial(stop_if, interrupted, options.out)
         if options.simulate is not None:
             _simulate(options, out / UPDATES, device, check, start)
@@ -125,7 +132,7 @@ def learn(options: LearnPrior, command: str) -> None:
             callback=check,
         )
         curve = _Curve(out)
-        with WorkProgress("learning") as display, _executor(options.workers) as executor:
+        with _executor(options.workers) as executor:
             for sentence in tasks.broken:
                 display.say(f"left out: {sentence}")
             display.say(
@@ -221,4 +228,6 @@ def _executor(workers: int) -> Iterator[Executor | None]:
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=ignore_signals) as pool:
+        with signals_held():
+            pool.submit(int)  # all of them start with the first piece of work
         yield pool

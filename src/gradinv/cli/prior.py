@@ -9,9 +9,9 @@ from rich.text import Text
 
 from gradinv.api.progress import WorkProgress, left_words
 from gradinv.audit.inputs import EMBEDDED, resolve_device
-from gradinv.audit.runner import interruption
+from gradinv.cli.listening import listening
 from gradinv.cli.options import PriorShow, PriorTrain
-from gradinv.cli.stopping import Stopped
+from gradinv.cli.stopping import stop_if
 from gradinv.data import load_images
 from gradinv.errors import ConfigError
 from gradinv.files import output_folder
@@ -92,13 +92,12 @@ def train(options: PriorTrain, command: str) -> None:
     with (
         output_folder(Path(options.out)) as out,
         WorkProgress("training") as display,
-        interruption() as interrupted,
+        listening(display, options.out) as interrupted,
     ):
 
         def callback(progress: TrainingProgress) -> None:
             show_training(display, progress)
-            if interrupted():
-                raise Stopped("--out", options.out)
+            stop_if(interrupted, options.out)
 
         _, quality = train_prior(
             images.all_images_uint8(),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gradinv.api.progress import AuditProgress, WorkProgress
-from gradinv.audit.runner import AuditStopped, Monitor, interruption
+from gradinv.audit.interruption import Interruption
+from gradinv.audit.runner import Monitor
 from gradinv.audit.watching import RECORD, Watcher, watch
 from gradinv.cli.learn_prior import show_learning, show_simulation
+from gradinv.cli.listening import listening
 from gradinv.cli.options import Watch
 from gradinv.cli.stopping import Stopped, run_folder, stop_if
 from gradinv.federated import Federation
@@ -27,36 +28,45 @@ from gradinv.report.words import interval, number, percent
 class _Display:
     """Shows every part of the work, and leaves it on Ctrl-C; an audit leaves by itself."""
 
-    def __init__(self, console: Console, folder: Path, interrupted: Callable[[], bool]) -> None:
+    def __init__(self, console: Console, folder: Path) -> None:
         self.console = console
-        self.check = partial(stop_if, interrupted, str(folder))
+        self.folder = str(folder)
+        self.interrupted: Interruption | None = None
+
+    @contextmanager
+    def _listening(self, shown: WorkProgress) -> Iterator[None]:
+        with listening(shown, self.folder) as self.interrupted:
+            yield
+
+    def _check(self) -> None:
+        if self.interrupted is not None:
+            stop_if(self.interrupted, self.folder)
 
     @contextmanager
     def simulating(self) -> Iterator[Callable[[int, int], None]]:
-        with WorkProgress("federation", self.console) as shown:
+        with WorkProgress("federation", self.console) as shown, self._listening(shown):
 
             def callback(done: int, total: int) -> None:
                 show_simulation(shown, done, total)
-                self.check()
+                self._check()
 
             yield callback
 
     def opened(self) -> None:
-        self.check()
+        self._check()
 
     @contextmanager
     def learning(self, rounds: int) -> Iterator[Callable[[LearningProgress], None]]:
         what = f"after round {rounds}: learning"
-        with WorkProgress(what, self.console) as shown:
+        with WorkProgress(what, self.console) as shown, self._listening(shown):
 
             def callback(progress: LearningProgress) -> None:
                 show_learning(shown, progress)
-                self.check()
+                self._check()
 
             yield callback
 
     def auditing(self) -> AbstractContextManager[Monitor]:
-        self.check()
         return AuditProgress(self.console).shown()
 
 
@@ -81,19 +91,19 @@ def watch_rounds(options: Watch) -> None:
         ),
         LearningConfig(steps=options.steps, seed=config.seed),
     )
-    with interruption() as interrupted:
-        try:
-            found = watch(
-                config,
-                watcher,
-                lambda shape: untrained_dcgan(
-                    shape, options.base_channels, options.latent, seed=config.seed
-                ),
-                folder,
-                monitor=_Display(console, folder, interrupted),
-            )
-        except AuditStopped as stopped:
-            raise Stopped("--out", str(folder)) from stopped
+    try:
+        found = watch(
+            config,
+            watcher,
+            lambda shape: untrained_dcgan(
+                shape, options.base_channels, options.latent, seed=config.seed
+            ),
+            folder,
+            monitor=_Display(console, folder),
+        )
+    except KeyboardInterrupt as stopped:
+        # Between the parts too: every one of them is gone on from, or begins again.
+        raise Stopped("--out", str(folder)) from stopped
     out = report_console()
     out.print(_table(found["rounds"]))
     for note in found["notes"]:
