@@ -1,10 +1,12 @@
 """Ctrl-C, as a real signal to a real process, is heard within a second whatever it does."""
 
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -62,32 +64,34 @@ ATTACKING = "gradinv.attacks.driver:Search._step"
 PEELING = "gradinv.attacks.inversion:peel"
 
 
+def listened(process: subprocess.Popen[str], start: str) -> str:
+    """Returns what a process says on standard error, up to the first line with this start."""
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if line.startswith(start):
+            return said
+    raise AssertionError(said)
+
+
 def press(words: list[str], part: str, calls: int, seconds: float) -> tuple[float, int, str]:
     """Presses Ctrl-C once the part has begun.
 
     Returns:
-        Seconds until it was heard, exit status, and what was printed to standard error.
+        Seconds until it was heard, exit status, and what was printed to standard error after it.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", LONG, part, str(calls), str(seconds), *words],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    errors = ""
-    for line in process.stderr:
-        errors += line
-        if line == "begun\n":
-            break
-    assert errors.endswith("begun\n"), errors
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    pressed, heard = time.monotonic(), None
-    for line in process.stderr:
-        errors += line
-        if heard is None and line.startswith("gradinv: stop"):
-            heard = time.monotonic() - pressed
-    assert heard is not None, errors
-    return heard, process.wait(timeout=60), errors
+    command = [sys.executable, "-c", LONG, part, str(calls), str(seconds), *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        listened(process, "begun")
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        pressed = time.monotonic()
+        said = listened(process, "gradinv: stop")
+        heard = time.monotonic() - pressed
+        return heard, process.wait(timeout=60), said + process.communicate()[1]
 
 
 @pytest.fixture
@@ -142,3 +146,44 @@ def test_in_a_long_step_it_is_said_and_the_step_is_ended(case):
     assert errors.splitlines()[-1].startswith("gradinv: stopped; to continue: gradinv")
     assert "Traceback" not in errors
     assert main(words) == 0  # goes on from there
+
+
+SLOW_NET = """
+import multiprocessing
+import time
+
+from torch import nn
+
+class Slow(nn.Module):
+    def forward(self, x):
+        if multiprocessing.parent_process() is not None:
+            time.sleep(60)
+        return x
+
+def make(num_classes, channels, image_size):
+    size = channels * image_size**2
+    return nn.Sequential(Slow(), nn.Flatten(), nn.Linear(size, num_classes))
+"""
+
+
+@pytest.mark.slow
+def test_the_second_one_does_not_wait_for_the_steps_of_workers():
+    Path("slow_net.py").write_text(SLOW_NET)
+    words = shlex.join(AUDIT).replace("tiny_net", "slow_net").replace("--workers 1", "--workers 2")
+    words = words.replace("--batches 1", "--batches 2")
+    with subprocess.Popen(
+        [sys.executable, "-m", "gradinv.cli", *shlex.split(words)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        listened(process, "gradinv: 2 attack runs (gi-x); 2 processes")
+        time.sleep(8)  # the workers start; a signal that came before they did is tested elsewhere
+        os.killpg(process.pid, signal.SIGINT)
+        pressed = time.monotonic()
+        listened(process, "gradinv: stopping")
+        assert time.monotonic() - pressed < HEARD_SECONDS
+        os.killpg(process.pid, signal.SIGINT)
+        pressed = time.monotonic()
+        said = listened(process, "gradinv: stopped at once")
+        assert time.monotonic() - pressed < HEARD_SECONDS
+        assert process.wait(timeout=30) == 130
+        assert "Traceback" not in said
