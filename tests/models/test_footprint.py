@@ -1,5 +1,6 @@
 """Sizes of networks, and those that no machine can hold."""
 
+import math
 import time
 
 import pytest
@@ -8,7 +9,14 @@ from torch import nn
 
 from gradinv.errors import ConfigError, ModelError
 from gradinv.models import build_model
-from gradinv.models.footprint import on_meta, outputs_bytes, require_fits, weights_bytes
+from gradinv.models import footprint as module
+from gradinv.models.footprint import (
+    memory_of,
+    on_meta,
+    outputs_bytes,
+    require_fits,
+    weights_bytes,
+)
 
 
 def small() -> nn.Module:
@@ -34,6 +42,20 @@ def test_a_batch_that_fits_and_one_that_does_not():
     require_fits(small(), (5, 1, 4, 4), lower="--batch-size")
     with pytest.raises(ConfigError, match=r"a batch that fits .* GiB; lower --batch-size$"):
         require_fits(small(), (10**12, 1, 4, 4), lower="--batch-size", error=ConfigError)
+
+
+def test_on_a_graphics_card_its_memory_counts(monkeypatch):
+    monkeypatch.setattr("gradinv.room.machine_bytes", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, {"cuda:1": 2000}[device]))
+    assert memory_of("cpu") == (5, "this machine")
+    assert memory_of("cuda:1") == (2000, "this graphics card")
+    assert memory_of("meta") == (math.inf, "this device")
+    require_fits(small().to("meta"), (10**12, 1, 4, 4), lower="--batch-size")
+    monkeypatch.setattr(module, "memory_of", lambda device: (2000, f"this {device} card"))
+    with pytest.raises(
+        ConfigError, match=r"GiB of this meta card, got one that needs about .* GiB;"
+    ):
+        require_fits(small().to("meta"), (5, 1, 4, 4), lower="--batch-size", error=ConfigError)
 
 
 @pytest.mark.parametrize("spec", ["convnet", "lenet", "resnet18"])

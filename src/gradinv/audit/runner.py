@@ -256,7 +256,7 @@ def _run_in_processes(
     except KeyboardInterrupt:
         # The second Ctrl-C, which waits for nobody's step.
         for worker in set(multiprocessing.active_children()) - others:
-            worker.terminate()
+            worker.kill()
         raise
     finally:
         # After an error in one cell the others stop too, and leave checkpoints.

@@ -126,6 +126,7 @@ def watch(
     images, model = images_and_network(config, watcher.images)
     if own is not None:
         check_prior_fits(own, images.image_shape)
+    first = own or start(images.image_shape)
     folder = ensure_writable_folder(Path(folder))
     with one_thread(), monitor.simulating() as callback:
         simulate(
@@ -140,7 +141,7 @@ def watch(
             callback=callback,
         )
     prior = folder / "round-0" / "prior"
-    save_generator(own or start(images.image_shape), prior, {"state": "start", "updates": 0})
+    save_generator(first, prior, {"state": "start", "updates": 0})
     rows: list[dict[str, Any]] = []
     settings: dict[str, Any] = {}
     for rounds in range(watcher.federation.rounds + 1):

@@ -37,8 +37,9 @@ from gradinv.metalearning import (
 )
 from gradinv.metalearning.costs import Executor
 from gradinv.metalearning.learning import LOG
+from gradinv.models.footprint import require_fits
 from gradinv.priors import Generator
-from gradinv.priors.dcgan import untrained_dcgan
+from gradinv.priors.dcgan import require_generator_fits, untrained_dcgan
 from gradinv.report.curve import write_curve
 from gradinv.report.text import print_line
 
@@ -186,6 +187,10 @@ def _simulate(
     )
     if start is not None:
         check_prior_fits(start, images.image_shape)
+    else:
+        require_generator_fits(
+            images.image_shape, base_channels=options.base_channels, latent_dim=options.latent
+        )
     spec = options.model or "convnet"
     model = load_model(
         spec,
@@ -195,6 +200,12 @@ def _simulate(
         weights=options.weights,
         mode="eval",
         device=device,
+    )
+    require_fits(
+        model,
+        (options.batch_size, *images.image_shape),
+        lower="--image-size or --batch-size",
+        error=ConfigError,
     )
     with WorkProgress("federation") as shown:
 

@@ -17,6 +17,7 @@ from gradinv.errors import ConfigError
 from gradinv.files import output_folder
 from gradinv.priors import EMBEDDED as EMBEDDED_FOLDER
 from gradinv.priors import load_generator
+from gradinv.priors.footprint import require_training_fits
 from gradinv.priors.generator import load_card
 from gradinv.priors.samples import save_sample_grid
 from gradinv.priors.training import (
@@ -89,6 +90,7 @@ def train(options: PriorTrain, command: str) -> None:
     images = load_images(
         Path(options.data), image_size=options.image_size, channels=options.channels
     )
+    require_training_fits(config, len(images), images.image_shape, device.type)
     with (
         output_folder(Path(options.out)) as out,
         WorkProgress("training") as display,

@@ -19,6 +19,7 @@ from gradinv.federated.observation import Observation, check_fits
 from gradinv.files import load_tensors
 from gradinv.models.batchnorm import Mode
 from gradinv.models.factory import build_model
+from gradinv.models.footprint import require_fits
 from gradinv.models.normalize import normalization_of
 from gradinv.models.outside import normalized_outside
 from gradinv.models.weights import fingerprint, load_weights
@@ -256,6 +257,12 @@ def _usable(
     number = networks.find(observation)
     model = networks.models[number]
     check_fits(observation, model)
+    require_fits(
+        model,
+        (observation.batch_size, *observation.image_shape),
+        lower="batch_size or image_shape: is the update's header right?",
+        error=ObservationError,
+    )
     if observation.labels is None:
         recover_labels(observation, model)
     return number

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradinv import room
 from gradinv.errors import GradinvError, ModelError
 from gradinv.room import require_room
 
@@ -59,10 +60,9 @@ def require_fits(
     lower: str,
     error: type[GradinvError] = ModelError,
 ) -> None:
-    """Checks that an attack on a batch can fit into this machine's memory.
+    """Checks that an attack on a batch can fit into memory.
 
-    A lower bound: one restart. On another device than the CPU nothing is checked; its own memory
-    counts there.
+    A lower bound: one restart. On a graphics card its memory counts.
 
     Args:
         model: the network.
@@ -73,8 +73,20 @@ def require_fits(
     Raises:
         GradinvError: of that class; it cannot.
     """
-    if next(model.parameters()).device.type != "cpu":
-        return
     needed = _COPIES_OF_WEIGHTS * weights_bytes(model)
     needed += _COPIES_OF_OUTPUTS * outputs_bytes(model, shape)
-    require_room(needed, "a batch", lower, error)
+    there, whose = memory_of(next(model.parameters()).device)
+    require_room(needed, "a batch", lower, error, there=there, whose=whose)
+
+
+def memory_of(device: torch.device | str) -> tuple[int | float, str]:
+    """Returns the bytes of a device's memory, and whose they are; infinite where it does not tell.
+
+    Of a graphics card all of it, whatever others have taken at the moment.
+    """
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return room.machine_bytes(), "this machine"
+    if kind == "cuda":
+        return torch.cuda.mem_get_info(device)[1], "this graphics card"
+    return math.inf, "this device"

@@ -9,6 +9,7 @@ channel (Karras et al. 2018).
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from gradinv.errors import PriorError
+from gradinv.models.footprint import on_meta, weights_bytes
 from gradinv.priors.generator import Block, Generator, register
+from gradinv.room import require_room
 
 
 def _levels(image_size: int) -> int:
@@ -215,14 +218,49 @@ class Encoder(nn.Module):
         return mean, log_variance.clamp(-8, 4)
 
 
+def require_generator_fits(
+    image_shape: tuple[int, int, int], *, base_channels: int, latent_dim: int
+) -> None:
+    """Checks that a generator can fit into this machine's memory.
+
+    Raises:
+        PriorError: it cannot.
+    """
+    ghost = without_memory(
+        DCGAN,
+        image_size=image_shape[1],
+        channels=image_shape[0],
+        base_channels=base_channels,
+        latent_dim=latent_dim,
+    )
+    lower = "--base-channels, --latent or --image-size"
+    require_room(weights_bytes(ghost), "a prior", lower, PriorError)
+
+
+def without_memory(kind: Callable[..., nn.Module], **sizes: int) -> nn.Module:
+    """Returns a network without memory.
+
+    Raises:
+        PriorError: the number of its elements does not fit into 64 bits.
+    """
+    try:
+        return on_meta(kind, **sizes)
+    except (RuntimeError, OverflowError) as error:
+        asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise PriorError(
+            f"expected a prior whose size can be counted, got one of {asked}; lower them"
+        ) from error
+
+
 def untrained_dcgan(
     image_shape: tuple[int, int, int], base_channels: int, latent: int, *, seed: int
 ) -> DCGAN:
     """Returns a generator with random weights, in eval mode.
 
     Raises:
-        PriorError: as :class:`DCGAN`.
+        PriorError: as :class:`DCGAN`, or it cannot fit into memory.
     """
+    require_generator_fits(image_shape, base_channels=base_channels, latent_dim=latent)
     channels, _, image_size = image_shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
