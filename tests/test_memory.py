@@ -167,9 +167,9 @@ def test_what_a_client_holds_may_lie_anywhere(move, offset, monkeypatch):
     assert is_own(there.labels)
     worked_on: list[nn.Module] = []
 
-    def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def loss_gradient(model: nn.Module, *data: Tensor, **settings: Any) -> dict[str, Tensor]:
         worked_on.append(model)
-        return client.loss_gradient(model, images, labels)
+        return client.loss_gradient(model, *data, **settings)
 
     monkeypatch.setattr("gradinv.federated.observation.loss_gradient", loss_gradient)
     found = observe(moved_network(tiny_victim(channels=3), offset, move), there)

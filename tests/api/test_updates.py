@@ -107,7 +107,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_call_continues(monkeypatch):
             return None
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradinv.audit.inversion.interruption", Pressed)
+        patch.setattr("gradinv.audit.inversion.interruption", lambda _heard: Pressed())
         with pytest.raises(AuditStopped, match="run holds what is needed to continue"):
             gradinv.invert(update, model, attack="gi-x:steps=8", out="run", progress=False)
         with pytest.raises(AuditStopped, match="nothing was kept; give out="):
