@@ -86,6 +86,7 @@ def train_prior(
                 f"expected pixels in [0, 1], got [{low:.4g}, {high:.4g}]; divide bytes by 255"
             )
         images = images.detach().mul(255).round().to(torch.uint8)
+    minutes = None if minutes is None else float(minutes)
     with _folder(out) as folder, _told("training", progress) as tell:
 
         def callback(now: TrainingProgress) -> None:
@@ -93,7 +94,7 @@ def train_prior(
             tell(now.fraction, f"step {now.step}, {left_words(left)}")
 
         generator, _ = train(
-            images.cpu(), out=folder, config=config, minutes=None if minutes is None else float(minutes), steps=steps,
+            images.cpu(), out=folder, config=config, minutes=minutes, steps=steps,
             device=torch.device(device), data_name="images in memory",
             command="gradinv.train_prior", callback=callback,
         )  # fmt: skip
