@@ -1,0 +1,20 @@
+"""How torch.fx sees a client's network."""
+
+from typing import Any
+
+from torch import fx, nn
+
+from gradinv.models.normalize import Normalize
+from gradinv.models.outputs import logits_in
+
+
+class Tracer(fx.Tracer):
+    """Keeps our normalisation whole, and takes the logits out of outputs that fx does not know."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_arg(self, a: Any) -> Any:
+        # A proxy says yes to every attribute.
+        holds = not isinstance(a, fx.Proxy) and hasattr(a, "logits")
+        return super().create_arg(logits_in(a) if holds else a)
