@@ -167,8 +167,7 @@ def _check_logits(spec: str, model: nn.Module, shape: tuple[int, ...], num_class
     )
     try:
         with torch.no_grad():
-            like = next(model.parameters(), torch.zeros(()))
-            logits = logits_in(model(torch.zeros(shape, dtype=like.dtype)))
+            logits = logits_in(model(torch.zeros(shape)))
     except Exception as error:  # the network is foreign code, which may raise anything
         raise ModelError(
             f"{expected}, got {type(error).__name__}: {error}; mend the network's input"
