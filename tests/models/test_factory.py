@@ -42,6 +42,10 @@ class Pair(nn.Module):
     def forward(self, images):
         return images, images
 
+class Named(Pair):
+    def forward(self, images):
+        return {"one": images, "other": images}
+
 a_number = 3
 """
 
@@ -131,7 +135,8 @@ class TestForeign:
             ("foreignnets:raises", "got RuntimeError: out of luck; let it take num_classes"),
             ("foreignnets:no_module", r"to return a torch\.nn\.Module, got int; name a function"),
             ("foreignnets:wrong_shape", r"shape \(2, 5\), got shape \(2, 64\); give the network 5"),
-            ("foreignnets:Pair", r"to logits of shape \(2, 5\), got a tuple; give"),
+            ("foreignnets:Pair", r"to logits of shape \(2, 5\), got shape \(2, 1, 8, 8\); give"),
+            ("foreignnets:Named", r"to logits of shape \(2, 5\), got a dict; give"),
             ("foreignnets:cannot_run", "got RuntimeError: .*; mend the network's input"),
         ],
     )

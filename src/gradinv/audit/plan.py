@@ -72,7 +72,7 @@ class AuditConfig:
     optimizer: Annotated[str, arg(metavar="SPEC")] = "sgd"
     """Optimiser of local training (fedavg): sgd, adam or adamw; sgd:momentum=0.9,nesterov."""
     loss: Annotated[str, arg(metavar="SPEC")] = "cross-entropy"
-    """Loss of the client: cross-entropy, bce, or cross-entropy:smoothing=0.1,reduction=sum."""
+    """Loss: cross-entropy, bce, cross-entropy:smoothing=0.1,reduction=sum, or module:factory."""
     reveal_order: bool = False
     """The server knows which images made which local step (fedavg): the upper bound."""
     attack: Annotated[tuple[str, ...], _hint("gi-x and gi-z/w; repeatable", "NAME")] = ()

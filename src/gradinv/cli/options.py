@@ -126,7 +126,7 @@ class Observe:
     optimizer: Annotated[str, arg(metavar="SPEC")] = "sgd"
     """Optimiser of local training (fedavg): sgd, adam or adamw; sgd:momentum=0.9,nesterov."""
     loss: Annotated[str, arg(metavar="SPEC")] = "cross-entropy"
-    """Loss of the client: cross-entropy, bce, or cross-entropy:smoothing=0.1,reduction=sum."""
+    """Loss: cross-entropy, bce, cross-entropy:smoothing=0.1,reduction=sum, or module:factory."""
     reveal_order: bool = False
     """The server knows which images made which local step (fedavg)."""
     reveal_bn: RevealBn = "none"

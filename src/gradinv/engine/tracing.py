@@ -18,14 +18,8 @@ from gradinv.engine.rules.table import (
     is_size,
     require_arguments,
 )
-from gradinv.models.normalize import Normalize
-
-
-class _Tracer(fx.Tracer):
-    """Keeps our normalisation whole."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
+from gradinv.models.outputs import logits_in
+from gradinv.models.tracer import Tracer
 
 
 def trace(model: nn.Module, wanted: frozenset[str]) -> Program:
@@ -39,7 +33,7 @@ def trace(model: nn.Module, wanted: frozenset[str]) -> Program:
         UnsupportedError: an operation has no rule, or the network cannot be traced.
     """
     try:
-        graph = _Tracer().trace(model)
+        graph = Tracer().trace(model)
     except Exception as error:  # foreign code runs here, which may raise anything
         first = str(error).strip().splitlines() or [""]
         raise UnsupportedError(
@@ -57,6 +51,7 @@ def trace(model: nn.Module, wanted: frozenset[str]) -> Program:
             values[node] = 0
         elif node.op == "output":
             (result,) = node.args
+            result = logits_in(result)
             position = values.get(result) if isinstance(result, fx.Node) else None
             if position is None or position != len(ops) or not ops:
                 raise UnsupportedError("an output that is not the logits alone")

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradinv.errors import ModelError
 from gradinv.federated.loss import Loss
 from gradinv.federated.protocol import FedAvg, Order
+from gradinv.models.outputs import logits_of
 
 
 def logits(
@@ -22,18 +23,22 @@ def logits(
 ) -> Float[Tensor, "batch class"]:
     """Returns the logits of images in [0, 1] and leaves the model's buffers as they were.
 
-    Batch norm in train mode writes its running statistics; it gets copies to write to.
+    Batch norm in train mode writes its running statistics; it gets copies to write to. A tuple, a
+    dict or an object with ``.logits`` is unwrapped (:mod:`gradinv.models.outputs`).
 
     Args:
         model: the network.
         images: in [0, 1].
         state: parameters and buffers by name in place of the model's own; buffers are written to.
+
+    Raises:
+        ModelError: there are no logits in what the network returns.
     """
     if state is None:
         if not any(module.training for module in model.modules()):
-            return model(images)
+            return logits_of(model(images))
         state = _buffers(model)
-    return functional_call(model, dict(state), (images,))
+    return logits_of(functional_call(model, dict(state), (images,)))
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:

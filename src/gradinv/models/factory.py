@@ -12,6 +12,7 @@ from gradinv.models.convnet import ConvNet
 from gradinv.models.footprint import on_meta, outputs_bytes, weights_bytes
 from gradinv.models.leakynet import LeakyNet
 from gradinv.models.lenet import LeNet
+from gradinv.models.outputs import logits_in
 from gradinv.models.resnet import ResNet18
 from gradinv.resolve import resolve
 from gradinv.room import require_room
@@ -166,7 +167,7 @@ def _check_logits(spec: str, model: nn.Module, shape: tuple[int, ...], num_class
     )
     try:
         with torch.no_grad():
-            logits = model(torch.zeros(shape))
+            logits = logits_in(model(torch.zeros(shape)))
     except Exception as error:  # the network is foreign code, which may raise anything
         raise ModelError(
             f"{expected}, got {type(error).__name__}: {error}; mend the network's input"

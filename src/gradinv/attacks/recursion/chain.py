@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gradinv.errors import AttackError
 from gradinv.models.normalize import Normalize
+from gradinv.models.tracer import Tracer
 
 LARGEST = 8192
 """Most inputs of a convolution: its linear system is dense."""
@@ -37,11 +38,6 @@ class Link:
         return math.prod(self.entering)
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Normalize) or super().is_leaf_module(m, module_qualified_name)
-
-
 def chain_of(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Link, ...]:
     """Returns the layers in the order in which one image passes them.
 
@@ -49,9 +45,8 @@ def chain_of(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Link,
         AttackError: the network is no chain, or some of its layers cannot be undone; each is named
             with the reason.
     """
-    tracer = _Tracer()
     try:
-        graph = tracer.trace(model)
+        graph = Tracer().trace(model)
     except Exception as error:  # tracing runs foreign code, which may raise anything
         raise _refusal([f"a network that torch.fx cannot trace ({error})"]) from error
     problems: list[str] = []
