@@ -118,6 +118,8 @@ def _observation(options: Import, model: nn.Module) -> Observation:
         local_batch_size=options.local_batch_size,
         local_lr=options.lr if fedavg and options.local_lr is None else options.local_lr,
         local_momentum=options.local_momentum,
+        loss=options.loss,
+        optimizer=options.optimizer,
         seed=options.seed,
     )
     settings = {

@@ -186,6 +186,10 @@ class Import:
     """Step size of local SGD (fedavg)."""
     local_momentum: Annotated[float | None, _hint("0 with fedavg", "M")] = None
     """Momentum of local SGD (fedavg)."""
+    loss: Annotated[str, arg(metavar="SPEC")] = "cross-entropy"
+    """Loss: cross-entropy, bce, cross-entropy:smoothing=0.1,reduction=sum, or module:factory."""
+    optimizer: Annotated[str, arg(metavar="SPEC")] = "sgd"
+    """Optimiser of local training (fedavg): sgd, adam or adamw; sgd:momentum=0.9,nesterov."""
     defense: Annotated[str, arg(metavar="SPEC")] = "none"
     """What the client did to it: none, noise:SIGMA, sparsify:FRACTION, clip:NORM, or a chain."""
     seed: int = 0

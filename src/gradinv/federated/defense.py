@@ -133,6 +133,11 @@ def changes_direction(defenses: Sequence[Defense]) -> bool:
     )
 
 
+def keeps_entries(defenses: Sequence[Defense]) -> bool:
+    """Returns whether every entry was sent, noise and one factor for all of them apart."""
+    return all(defense.keeps in {"values", "direction"} for defense in defenses)
+
+
 def rounds(defenses: Sequence[Defense]) -> bool:
     """Returns whether the attacker's own gradient has to go through a defence to compare."""
     return any(defense.keeps in _ROUNDING for defense in defenses)

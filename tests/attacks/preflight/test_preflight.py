@@ -7,10 +7,20 @@ from torch.nn import functional
 
 from gradinv.attacks import preset
 from gradinv.attacks.preflight import Finding, Kind, Preflight, preflight
-from gradinv.federated import FedAvg, FedSGD, Reveal, loss_gradient, observe, parse_defense
+from gradinv.federated import (
+    FedAvg,
+    FedSGD,
+    LocalOptimizer,
+    Loss,
+    Reveal,
+    loss_gradient,
+    observe,
+    parse_defense,
+)
 from gradinv.models import build_model
 from tests.attacks.preflight.networks import images, mlp, seen, trained
 from tests.attacks.tiny import tiny_batch, tiny_victim
+from tests.outside import Every, Laplace, Rounded
 
 SGD = torch.optim.SGD
 
@@ -163,3 +173,33 @@ def test_honest_updates_raise_no_alarm(name, mode):
                     )
                     found = preflight(update, model)
                     assert found.findings == (), (count, protocol, defense, labels, found.lines())
+
+
+STATED = {
+    "bce": FedSGD(loss=Loss("bce")),
+    "sum": FedSGD(loss=Loss(reduction="sum")),
+    "smoothed": FedSGD(loss=Loss(smoothing=0.1)),
+    "smoothed sum": FedSGD(loss=Loss(reduction="sum", smoothing=0.1)),
+    "weighted": FedSGD(loss=Loss(weights=(1.0, 5.0, *[1.0] * 8))),
+    "decay": FedAvg(1, lr=0.01, optimizer=LocalOptimizer(weight_decay=0.05)),
+    "decay and momentum": FedAvg(
+        3, lr=0.01, optimizer=LocalOptimizer(momentum=0.9, weight_decay=5e-4)
+    ),
+    "adam": FedAvg(3, lr=0.001, optimizer=LocalOptimizer("adam")),
+    "adamw": FedAvg(3, lr=0.001, optimizer=LocalOptimizer("adamw", weight_decay=0.01)),
+}
+
+
+@pytest.mark.parametrize("hide", [False, True])
+@pytest.mark.parametrize("name", STATED)
+def test_what_is_stated_raises_no_alarm(name, hide):
+    for model in (mlp(), build_model("lenet", num_classes=10, channels=1, image_size=8, seed=0)):
+        update = observe(model, images(3), protocol=STATED[name], reveal=Reveal(labels=not hide))
+        assert preflight(update, model).findings == ()
+
+
+@pytest.mark.parametrize("defense", [Rounded(0.01), Every(2.0), Laplace(0.01)])
+def test_a_defence_from_outside_raises_no_alarm(defense):
+    source = torch.Generator().manual_seed(0)
+    update = observe(mlp(), images(3), defenses=(defense,), generator=source)
+    assert preflight(update, mlp()).findings == ()

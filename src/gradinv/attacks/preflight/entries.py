@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gradinv.attacks.preflight.findings import Finding, Kind
-from gradinv.federated.defenses import Noise, Sparsify
+from gradinv.federated.defense import changes_direction, rounds
 from gradinv.federated.observation import Observation
 
 _ALIKE = 0.6
@@ -19,8 +19,10 @@ _ENOUGH = 64  # entries of which a share means something
 def entry_findings(observation: Observation) -> list[Finding]:
     """Returns what the entries of the update say, without a look at the network."""
     values = [value.detach().cpu() for value in observation.gradient.values()]
+    if rounds(observation.defenses):
+        return []
     found = _coarse(values)
-    if any(isinstance(defense, Noise | Sparsify) for defense in observation.defenses):
+    if changes_direction(observation.defenses):
         return found
     zeros = scattered_zeros(values)
     if zeros > _SCATTERED:

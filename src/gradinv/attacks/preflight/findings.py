@@ -42,7 +42,6 @@ class Kind(Enum):
         "the last layer's gradient does not sum to zero over the classes, as that of a softmax "
         "with cross entropy does: another loss is likely"
     )
-    LABEL_SMOOTHING = "the last layer's gradient is that of smoothed labels"
     TOO_LONG = (
         "the update is longer than one gradient of the mean loss can be: several local steps, "
         "momentum, a sum over the batch or a division by another learning rate are likely"
@@ -90,18 +89,18 @@ _MEANING: dict[Kind, tuple[Severity, str]] = {
     ),
     Kind.OTHER_LABELS: (
         _DOUBT,
-        "check the labels and their order of classes, or leave them out (--hide-labels), and see "
-        "to it that the difference is the weights before less those after",
+        "check the labels and their order of classes, or leave them out (--hide-labels), see to it "
+        "that the difference is the weights before less those after, and name a loss with label "
+        "smoothing (--loss cross-entropy:smoothing=...)",
     ),
     Kind.OTHER_LOSS: (_DOUBT, "name the client's loss (--loss)"),
-    Kind.LABEL_SMOOTHING: (_DOUBT, "name it in the client's loss (--loss)"),
     Kind.TOO_LONG: (
         _DOUBT,
         "give the client's protocol: --protocol fedavg with --local-epochs, --local-batch-size, "
         "--local-lr and --local-momentum, or its loss with a sum over the batch (--loss)",
     ),
-    Kind.WEIGHT_DECAY: (_DOUBT, "give it (--local-weight-decay)"),
-    Kind.ADAPTIVE: (_DOUBT, "name the client's optimiser (--local-optimizer)"),
+    Kind.WEIGHT_DECAY: (_DOUBT, "give it (--optimizer sgd:weight-decay=...)"),
+    Kind.ADAPTIVE: (_DOUBT, "name the client's optimiser (--optimizer)"),
     Kind.OTHER_WEIGHTS: (
         _DOUBT,
         "give the weights that the client started from (--weights), or its local steps",

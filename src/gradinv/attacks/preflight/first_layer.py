@@ -16,7 +16,7 @@ from gradinv.attacks.evidence.head import random_images
 from gradinv.attacks.preflight.findings import Finding, Kind
 from gradinv.attacks.search.chance import dropping
 from gradinv.federated.client import logits, loss_gradient
-from gradinv.federated.defenses import Noise, Sparsify
+from gradinv.federated.defense import changes_direction
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
@@ -39,7 +39,7 @@ def first_layer_findings(observation: Observation, model: nn.Module, *, seed: in
     """
     protocol = observation.protocol
     several = isinstance(protocol, FedAvg) and protocol.steps(observation.batch_size) > 1
-    lossy = any(isinstance(defense, Noise | Sparsify) for defense in observation.defenses)
+    lossy = changes_direction(observation.defenses)
     if several or lossy or dropping(model):
         return []
     source = torch.Generator().manual_seed(seed)

@@ -18,7 +18,7 @@ from gradinv.attacks.evidence.head import random_images
 from gradinv.attacks.preflight.findings import Finding, Kind
 from gradinv.attacks.search.chance import dropping
 from gradinv.federated.client import loss_gradient
-from gradinv.federated.defenses import Noise, Sparsify
+from gradinv.federated.defense import keeps_entries, noise_of
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
@@ -41,7 +41,7 @@ def invariant_findings(
     """
     protocol = observation.protocol
     several = isinstance(protocol, FedAvg) and protocol.steps(observation.batch_size) > 1
-    lossy = any(isinstance(defense, Sparsify) for defense in observation.defenses)
+    lossy = not keeps_entries(observation.defenses)
     if several or lossy or coarse or dropping(model) or len(observation.gradient) > MOST_TENSORS:
         return []
     trials = _trials(observation, model, seed)
@@ -124,7 +124,7 @@ def _noise(
     observation: Observation, model: nn.Module, used: Tensor, laws: Tensor, length: Tensor
 ) -> Float[Tensor, " law"]:
     """Returns what noise of known size is worth at most."""
-    sigma = math.hypot(*(d.sigma for d in observation.defenses if isinstance(d, Noise)))
+    sigma = noise_of(observation.defenses)
     own = dict(model.named_parameters())
     sizes = torch.stack([own[name].detach().double().cpu().norm() for name in observation.gradient])
     spread = sigma * ((laws * sizes[used]) ** 2).sum(dim=1).sqrt()

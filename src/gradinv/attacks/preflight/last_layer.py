@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gradinv.attacks.evidence.head import Head, find_head, random_images
 from gradinv.attacks.preflight.findings import Finding, Kind
 from gradinv.errors import AttackError
-from gradinv.federated.defenses import Clip, Noise, Sparsify
+from gradinv.federated.defense import changes_length, keeps_entries, noise_of
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedAvg
 
@@ -45,7 +45,7 @@ def last_layer_findings(
         seed: of the random images that find the layer.
     """
     rows = _Rows.of(observation, model, coarse=coarse, seed=seed)
-    if rows is None or any(isinstance(d, Sparsify) for d in observation.defenses):
+    if rows is None or not keeps_entries(observation.defenses):
         return []
     found = _sums(rows, observation)
     # What is no sum of gradients at all need not have their signs and lengths.
@@ -101,7 +101,7 @@ class _Rows:
             gradient=sent,
             start=start,
             bias=bias,
-            sigma=math.hypot(*(d.sigma for d in observation.defenses if isinstance(d, Noise))),
+            sigma=noise_of(observation.defenses),
             rounding=_rounding(observation, head),
             inexact=_SHORT_TYPE if coarse else _EXACT,
         )
@@ -193,7 +193,7 @@ def _signs(bias: Float[Tensor, " class"], error: float, observation: Observation
 def _length(rows: _Rows, observation: Observation) -> list[Finding]:
     """Returns whether the positive db_c sum to more than 1 for each gradient."""
     assert rows.bias is not None
-    if any(isinstance(defense, Clip) for defense in observation.defenses):
+    if changes_length(observation.defenses):
         return []
     noise = rows.sigma * math.sqrt(len(rows.bias)) * _SIGMAS
     beyond = float(rows.bias.clamp_min(0).sum()) - noise - len(rows.bias) * rows.rounding

@@ -18,7 +18,9 @@ from gradinv.attacks.preflight.last_layer import last_layer_findings
 from gradinv.attacks.preflight.sign import sign_findings
 from gradinv.engine.distances import Distance
 from gradinv.errors import AttackError
+from gradinv.federated.loss import Loss
 from gradinv.federated.observation import Observation
+from gradinv.federated.protocol import FedAvg
 
 _TURNED = -0.8
 """Cosine of an update that was turned round; of one with three other labels of ten it is -0.4."""
@@ -46,10 +48,11 @@ def preflight(
         return Preflight((Finding(Kind.ZERO),))
     observation = observation.to("cpu")
     found = list(preflight_derivative(observation, model, attacks, seed=seed).findings)
+    usual = _usual_client(observation)
     entries = entry_findings(observation)
-    found += entries
+    found += [finding for finding in entries if usual or finding.kind is not Kind.ADAPTIVE]
     kinds = {finding.kind for finding in entries}
-    if Kind.ADAPTIVE not in kinds and Kind.SPARSE not in kinds:
+    if usual and Kind.ADAPTIVE not in kinds and Kind.SPARSE not in kinds:
         coarse = Kind.COARSE in kinds
         last = last_layer_findings(observation, model, coarse=coarse, seed=seed)
         if [finding.kind for finding in last] == [Kind.OTHER_LABELS]:
@@ -60,6 +63,17 @@ def preflight(
             found += invariant_findings(observation, model, coarse=coarse, seed=seed)
             found += first_layer_findings(observation, model, seed=seed)
     return _in_order(found)
+
+
+def _usual_client(observation: Observation) -> bool:
+    """Returns whether the update is said to be one of mean cross entropy and SGD without decay.
+
+    What a gradient of that obeys says nothing of another loss, of Adam, or of weight decay that is
+    known of.
+    """
+    protocol = observation.protocol
+    plain = not isinstance(protocol, FedAvg) or protocol.stepper.keeps_signs
+    return protocol.loss == Loss() and plain
 
 
 def preflight_derivative(
