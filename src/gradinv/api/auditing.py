@@ -39,6 +39,7 @@ from gradinv.errors import ConfigError, DataError
 from gradinv.evaluation.lpips import Lpips
 from gradinv.federated import Defense, FedSGD, Protocol, Reveal, logits
 from gradinv.files import output_folder
+from gradinv.models.wrappers import unwrapped_network
 from gradinv.priors import Generator
 from gradinv.report import render_report, terminal_table, write_report
 from gradinv.report.findings import defenses as defenses_of
@@ -217,6 +218,7 @@ def audit(
         GradinvError: settings or inputs that do not fit together, another audit in the folder.
     """
     attacks, defenses = attacks_by_name(attack), defenses_by_spec(defense)
+    model = unwrapped_network(model)
     device = device_of(model)
     image_set = _image_set(model, images, labels, batch_size, classes)
     config = AuditConfig.from_mapping({

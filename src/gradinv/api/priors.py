@@ -18,6 +18,7 @@ from gradinv.files import output_folder
 from gradinv.metalearning import LearningConfig, LearningProgress, open_tasks
 from gradinv.metalearning import learn_prior as learn
 from gradinv.models import save_weights
+from gradinv.models.wrappers import unwrapped_network
 from gradinv.priors import Generator
 from gradinv.priors.dcgan import untrained_dcgan
 from gradinv.priors.training import TrainingConfig, TrainingProgress
@@ -142,7 +143,8 @@ def learn_prior(
         GradinvError: no update can be used, or the parts do not fit together.
     """
     with _folder(out) as folder, tempfile.TemporaryDirectory() as scratch, one_thread():
-        models = list(model) if isinstance(model, Sequence) else [] if model is None else [model]
+        given = [] if model is None else [model] if isinstance(model, nn.Module) else list(model)
+        models = [unwrapped_network(network) for network in given]
         source = Path(scratch)
         if isinstance(updates, str | Path):
             source = Path(updates)

@@ -25,6 +25,7 @@ from gradinv.data import ClientBatch
 from gradinv.environment import machine, revision, versions
 from gradinv.federated import FedSGD, Observation, Protocol, Reveal
 from gradinv.files import load_tensors, read_json, save_tensors, write_bytes, write_json
+from gradinv.models.wrappers import unwrapped_network
 from gradinv.priors import Generator
 from gradinv.report.poster import grid_png
 
@@ -135,6 +136,7 @@ def observe(
     if not isinstance(batch, ClientBatch):
         images, labels = batch
         batch = ClientBatch(images.detach().float(), labels)
+    model = unwrapped_network(model)
     mode = mode_of(model)
     with one_thread():
         return observe_cell(
@@ -190,6 +192,7 @@ def invert(
             lies in the folder.
     """
     ((name, value),) = attacks_by_name(attack).items()
+    model = unwrapped_network(model)
     device = device_of(model)
     # The same checks of the numbers as the command has.
     config = AuditConfig(

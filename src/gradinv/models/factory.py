@@ -14,6 +14,7 @@ from gradinv.models.leakynet import LeakyNet
 from gradinv.models.lenet import LeNet
 from gradinv.models.outputs import logits_in
 from gradinv.models.resnet import ResNet18
+from gradinv.models.wrappers import unwrapped_network
 from gradinv.resolve import resolve
 from gradinv.room import require_room
 from gradinv.seeds import require_seed
@@ -157,7 +158,7 @@ def _call(spec: str, factory: Callable[..., Any], arguments: dict[str, int]) -> 
             f"expected {spec} to return a torch.nn.Module, got {type(model).__name__}; "
             "name a function that returns the network"
         )
-    return model
+    return unwrapped_network(model)
 
 
 def _check_logits(spec: str, model: nn.Module, shape: tuple[int, ...], num_classes: int) -> None:
