@@ -6,7 +6,7 @@ from torch import nn
 
 import gradinv
 from gradinv.audit.inversion import digest_of
-from gradinv.models import build_model
+from gradinv.models import build_model, fingerprint
 from gradinv.models.wrappers import unwrapped_network
 
 # What torch.compile imports warns of itself.
@@ -47,3 +47,40 @@ def test_of_a_factory_too(wrap, monkeypatch):
     built = build_model("wrapped_net:make", num_classes=3, channels=1, image_size=8, seed=0)
     assert type(built) is nn.Sequential
     assert list(built.state_dict()) == ["1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(kind, monkeypatch):
+    model = network().to(kind)
+    update = gradinv.observe(model, BATCH)
+    assert all(value.dtype == torch.float32 for value in update.gradient.values())
+    assert digest_of(update) == digest_of(gradinv.observe(network().to(kind).float(), BATCH))
+    found = gradinv.invert(update, model, attack="gi-x:steps=2", progress=False)
+    assert found.images.dtype == torch.float32
+    assert next(model.parameters()).dtype == kind, "the caller's own network stays as it is"
+    assert fingerprint(unwrapped_network(model)) == fingerprint(model)
+    module = type(sys)("half_net")
+    module.__dict__["make"] = lambda: network().to(kind)
+    monkeypatch.setitem(sys.modules, "half_net", module)
+    built = build_model("half_net:make", num_classes=3, channels=1, image_size=8, seed=0)
+    assert next(built.parameters()).dtype == torch.float32
+
+
+def test_an_update_in_bfloat16_is_attacked_with_its_network():
+    model = network().bfloat16()
+    images, labels = BATCH
+    loss = nn.functional.cross_entropy(model(images.bfloat16()).float(), labels)
+    sent = dict(
+        zip(
+            dict(model.named_parameters()),
+            torch.autograd.grad(loss, list(model.parameters())),
+            strict=True,
+        )
+    )
+    update = gradinv.from_delta(
+        sent, model, lr=1.0, image_shape=(1, 8, 8), num_classes=3, batch_size=2, labels=labels
+    )
+    assert "numbers of bfloat16" in update.model["imported"]
+    found = gradinv.invert(update, model, attack="gi-x:steps=20", progress=False)
+    assert found.cost is not None
+    assert found.cost < 1

@@ -1,7 +1,12 @@
-"""The network inside what runs it on several devices or compiles it."""
+"""The network inside what runs it on several devices or compiles it, in a type to compute with."""
 
+import copy
+
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def unwrapped_network(model: nn.Module) -> nn.Module:
@@ -9,7 +14,19 @@ def unwrapped_network(model: nn.Module) -> nn.Module:
 
     ``nn.DataParallel``, ``DistributedDataParallel`` and ``torch.compile`` compute what the network
     inside computes, put a prefix before its names, and cannot be differentiated twice or traced.
+
+    A network in float16 or bfloat16 is copied to float32: the same weights, and so the same
+    fingerprint. Client and attack then compute in float32, as mixed precision keeps its weights;
+    images in float32 would not fit the network otherwise, and costs of a search would drown in
+    rounding.
     """
+    model = _inside(model)
+    if any(value.dtype in _HALF for value in (*model.parameters(), *model.buffers())):
+        return copy.deepcopy(model).float()
+    return model
+
+
+def _inside(model: nn.Module) -> nn.Module:
     while True:
         # A compiled network has no public class; it keeps the one that it was made of.
         original = model.__dict__.get("_modules", {}).get("_orig_mod")
