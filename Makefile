@@ -68,5 +68,5 @@ $(STAMP): pyproject.toml constraints.txt
 	  "$$found" -m venv --clear .venv; \
 	fi
 	@$(PIP) install torch==2.13.0
-	@$(PIP) install -e '.[dev]'
+	@$(PIP) install -e '.[dev,dp]'
 	@touch $@

@@ -1,0 +1,363 @@
+"""What no attack can do: upper bounds on how often a server can say which image it was.
+
+Both hold for Gaussian noise of known sigma, added last, u = m + sigma n, and for any server,
+whatever its prior, time or cleverness. The *ceiling* asks for the best that can be done among given
+candidates at given weights; the *closed form* (Hayes et al. 2023) holds for any images and any
+weights, and needs a clip. Bounds from the Jacobian of the update (Fisher information, van Trees)
+are not here: on ReLU networks an update moves many times more than its Jacobian says.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Generator, Tensor
+
+from gradinv.errors import ConfigError, DataError
+from gradinv.federated.channel import NO_NOISE, channel_of
+from gradinv.federated.defense import Defense
+from gradinv.federated.defenses import Clip
+
+NO_CLIP = "it has no clip, so nothing bounds how far one image moves the update"
+DROPOUT = "dropout draws anew in every update, so no candidate's update is known exactly"
+
+_BLOCK = 1 << 22
+"""Numbers of float64 that are held at once: 32 MiB."""
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The highest identification rate of any server that is told candidates and all but the image.
+
+    Attributes:
+        rate: expected largest posterior over the candidates, in [1 / candidates, 1].
+        interval: 95 % interval of the rate; drawing the noise is all that is uncertain of it.
+        candidates: how many there are, the true image among them.
+        rounds: of how many updates on the same image, at the same weights.
+        sigma: standard deviation of the noise of one update.
+    """
+
+    rate: float
+    interval: tuple[float, float]
+    candidates: int
+    rounds: int
+    sigma: float
+
+    def sentence(self) -> str:
+        """Returns what the ceiling says, in one sentence without a full stop."""
+        return ceiling_sentence(
+            self.rate, self.interval, candidates=self.candidates, rounds=self.rounds
+        )
+
+
+def ceiling_sentence(
+    rate: float, interval: tuple[float, float], *, candidates: int, rounds: int = 1
+) -> str:
+    """Returns what a ceiling, or the mean of several with as many candidates, says.
+
+    >>> ceiling_sentence(0.07, (0.068, 0.072), candidates=64)
+    'no server that knows these 64 candidates and the rest of the batch names more than 7 % of the \
+images from one update at these weights (interval 6.8 to 7.2 %); luck names 1.6 %'
+    """
+    low, high = map(_percent, interval)
+    return (
+        f"no server that knows these {candidates} candidates and the rest of the batch names more "
+        f"than {_percent(rate)} % of the images from {_updates(rounds)} at these weights "
+        f"(interval {low} to {high} %); luck names {_percent(1 / candidates)} %"
+    )
+
+
+def bayes_ceiling(
+    means: Float[Tensor, "candidate coordinate"],
+    sigma: float,
+    *,
+    rounds: int = 1,
+    draws: int = 20_000,
+    seed: int = 0,
+) -> Ceiling:
+    """Returns the ceiling for candidates whose updates, noise apart, are the rows of ``means``.
+
+    Args:
+        means: m_i, what the client would have sent for candidate i, without the noise.
+        sigma: standard deviation of the noise, in the units of ``means``; above 0.
+        rounds: updates on the same image at the same weights: distances add up, so that T of them
+            are one with sigma / sqrt(T).
+        draws: of the noise, at least; every candidate is the true one equally often.
+        seed: of the noise.
+
+    Raises:
+        ConfigError: sigma, rounds or draws have no meaning.
+        DataError: no candidates, or means that are not finite.
+    """
+    gram = gram_of([{"": row} for row in means])
+    return bayes_ceiling_of_gram(gram, sigma, rounds=rounds, draws=draws, seed=seed)
+
+
+def gram_of(means: Sequence[Mapping[str, Tensor]]) -> Float[Tensor, "candidate candidate"]:
+    """Returns <m_i - m, m_j - m> in float64, where m is the mean of all candidates' m_i.
+
+    What all candidates share (the rest of the batch) is far longer than what tells them apart, so
+    differences are taken first, and in float64. Equal candidates have equal rows, bit by bit.
+
+    Args:
+        means: for each candidate, parameter name -> tensor, the same names and shapes for all.
+
+    Raises:
+        DataError: no candidates, tensors that do not fit together, or numbers that are not finite.
+    """
+    if not means:
+        raise DataError("expected at least one candidate, got none; give the true image's update")
+    shapes = [{name: value.shape for name, value in each.items()} for each in means]
+    if any(each != shapes[0] for each in shapes):
+        raise DataError(
+            "expected the same tensors of all candidates, got updates that differ in names or "
+            "shapes; compute all with one network"
+        )
+    count = len(means)
+    gram = torch.zeros(count, count, dtype=torch.float64)
+    width = max(1, _BLOCK // count)
+    for name in shapes[0]:
+        flat = [each[name].detach().flatten() for each in means]
+        for start in range(0, flat[0].numel(), width):
+            rows = torch.stack([row[start : start + width] for row in flat]).double()
+            away = rows - rows.mean(dim=0)
+            gram += (away @ away.T).cpu()
+    if not gram.isfinite().all():
+        raise DataError(
+            "expected finite updates of all candidates, got infinite numbers or NaN; "
+            "check the network and the images"
+        )
+    first = _first_equal(means, gram)
+    return gram[first][:, first]
+
+
+def _first_equal(
+    means: Sequence[Mapping[str, Tensor]], gram: Float[Tensor, "candidate candidate"]
+) -> Int[Tensor, " candidate"]:
+    """Returns for each candidate the first one that is equal, exactly, usually itself.
+
+    It decides who shares a posterior, which no distance out of a Gram matrix can.
+    """
+    own = gram.diagonal()
+    near = own[:, None] + own - 2 * gram <= 1e-9 * own.max()
+    first: list[int] = []
+    for index, each in enumerate(means):
+        alike = (
+            other
+            for other in sorted(set(first))
+            if near[index, other]
+            and all(torch.equal(value, means[other][name]) for name, value in each.items())
+        )
+        first.append(next(alike, index))
+    return torch.tensor(first)
+
+
+def bayes_ceiling_of_gram(
+    gram: Float[Tensor, "candidate candidate"],
+    sigma: float,
+    *,
+    rounds: int = 1,
+    draws: int = 20_000,
+    seed: int = 0,
+) -> Ceiling:
+    r"""Returns the ceiling for candidates that are given by their :func:`gram_of`.
+
+    The server's posterior is :math:`p_j \propto \exp(-|u - m_j|^2 / 2 \sigma^2)` under a uniform
+    prior; the expectation of the largest is the rate of a server that names the likeliest
+    candidate, and no other rule is right more often. The logarithms of its ratios are Gaussian with
+    a covariance that the Gram matrix gives, so noise is drawn in as many dimensions as there are
+    candidates. The interval is Maurer and Pontil's (2009, theorem 11, an empirical Bernstein bound
+    of both sides): it holds for any number of draws, also where nearly all of them are alike.
+
+    Args:
+        gram: of differences from the candidates' mean, float64.
+        sigma: as in :func:`bayes_ceiling`, as are the others.
+        rounds: see there.
+        draws: see there.
+        seed: see there.
+
+    Raises:
+        ConfigError: sigma, rounds or draws have no meaning.
+        DataError: a matrix that is no finite Gram matrix in float64.
+    """
+    _check_sigma(sigma)
+    _check_rounds(rounds)
+    if draws < 2:
+        raise ConfigError(
+            f"expected at least 2 draws of the noise, got {draws}; 20000 are done in seconds"
+        )
+    _check_gram(gram)
+    count = len(gram)
+    luck = 1 / count
+    gram = gram.cpu()
+    _, group, members = torch.unique(gram, dim=0, return_inverse=True, return_counts=True)
+    if len(members) == 1 or math.isinf(sigma):  # all the same to the server
+        return Ceiling(luck, (luck, luck), count, rounds, sigma)
+    # Held below what overflows: whatever float64 can tell apart is told apart long before.
+    scale = min(rounds / sigma / sigma, 1e30 / gram.abs().max().item())
+    found = _largest_posteriors(gram * scale, group, members, -(-draws // count), seed)
+    number = len(found)
+    rate = found.mean().item()
+    log = math.log(2 / (0.05 / 2))  # half of the error on each side
+    reach = math.sqrt(2 * found.var().item() * log / number)
+    reach += (1 - luck) * 7 * log / (3 * (number - 1))
+    interval = (max(luck, rate - reach), min(1.0, rate + reach))
+    return Ceiling(min(1.0, max(luck, rate)), interval, count, rounds, sigma)
+
+
+def _largest_posteriors(
+    gram: Float[Tensor, "candidate candidate"],
+    group: Int[Tensor, " candidate"],
+    members: Int[Tensor, " group"],
+    times: int,
+    seed: int,
+) -> Float[Tensor, " draw"]:
+    """Returns the largest posterior of any candidate, draw by draw, each the true one ``times``.
+
+    With L L' = gram (in units of the noise) and xi of standard normal numbers, the logarithm of
+    p_j is -|m_j|^2 / 2 + <m_i, m_j> + (L xi)_j where i is the true one, up to a constant. Equal
+    candidates (a group) share their posterior.
+    """
+    values, vectors = torch.linalg.eigh(gram)
+    order = torch.arange(len(group) - 1, -1, -1)
+    one = torch.zeros(len(members), dtype=torch.long).scatter_(0, group[order], order)
+    root = (vectors * values.clamp(min=0).sqrt())[one]
+    shift = (gram - gram.diagonal() / 2)[:, one]
+    generator = Generator().manual_seed(seed)
+    true = torch.arange(len(group)).repeat(times)
+    found = []
+    for chosen in true.split(max(1, _BLOCK // len(group))):
+        noise = torch.randn(len(chosen), len(group), generator=generator, dtype=torch.float64)
+        logits = (noise @ root.T).add_(shift[chosen])
+        logits -= logits.amax(dim=1, keepdim=True)
+        found.append(1 / (logits.exp() @ members.double()))
+    return torch.cat(found)
+
+
+def mean_ceiling(ceilings: Sequence[Ceiling]) -> tuple[float, tuple[float, float]]:
+    """Returns the mean rate over images and its interval, the mean of both ends.
+
+    Wider than that of independent ceilings, since those of one seed err together.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not ceilings:
+        raise DataError("expected at least one ceiling, got none; leave out settings without one")
+    low = fmean(each.interval[0] for each in ceilings)
+    high = fmean(each.interval[1] for each in ceilings)
+    return fmean(each.rate for each in ceilings), (low, high)
+
+
+def closed_form(kappa: float, *, sensitivity: float, sigma: float, rounds: int = 1) -> float:
+    r"""Returns :math:`\Phi(\Phi^{-1}(\kappa) + \sqrt{T} \Delta / \sigma)` (Hayes et al. 2023).
+
+    No server that is right about an image with a probability of at most kappa before it sees
+    anything is right more often than this after T updates, whatever it knows of the other images.
+
+    >>> round(closed_form(1 / 64, sensitivity=2.0, sigma=2.0), 3)
+    0.124
+
+    Args:
+        kappa: in (0, 1]: luck among candidates, or the best picture that has no information.
+        sensitivity: Delta, how far one image moves an update at most (L2).
+        sigma: standard deviation of the noise of one update; above 0.
+        rounds: T, how many updates the image takes part in.
+
+    Raises:
+        ConfigError: one of them has no meaning.
+    """
+    if not 0 < kappa <= 1:
+        raise ConfigError(
+            f"expected a probability in (0, 1] as luck, got {kappa}; 1/64 among 64 candidates"
+        )
+    if not (math.isfinite(sensitivity) and sensitivity >= 0):
+        raise ConfigError(f"expected a sensitivity of 0 or more, got {sensitivity}; clip:C has 2 C")
+    _check_sigma(sigma)
+    _check_rounds(rounds)
+    reach = math.sqrt(rounds) * sensitivity / sigma
+    return float(stats.norm.cdf(stats.norm.ppf(kappa) + reach))
+
+
+def closed_form_sentence(probability: float, *, kappa: float, rounds: int = 1) -> str:
+    """Returns what a closed form says and speaks of, in one sentence without a full stop.
+
+    >>> closed_form_sentence(0.124, kappa=1 / 64)
+    'whatever the images and the weights are and whatever a server knows besides, a guess about \
+one image that is right with 1.6 % before is right with at most 12.4 % after one update that is \
+clipped as a whole'
+    """
+    clipped = "that is clipped as a whole" if rounds == 1 else "that are each clipped as a whole"
+    return (
+        "whatever the images and the weights are and whatever a server knows besides, a guess "
+        f"about one image that is right with {_percent(kappa)} % before is right with at most "
+        f"{_percent(probability)} % after {_updates(rounds)} {clipped}"
+    )
+
+
+def sensitivity_of(defenses: Sequence[Defense]) -> float | None:
+    """Returns how far one image of the client moves the update at most (L2), noise apart.
+
+    That is 2 C with the smallest clip C: whatever the image is, both updates have a length of at
+    most C. The package's other defences that come before the noise only shorten. ``None`` without
+    a clip, or where not all is known of the chain.
+    """
+    channel = channel_of(defenses)
+    norms = [defense.norm for defense in channel.defenses if isinstance(defense, Clip)]
+    if not norms or channel.refusal not in {None, NO_NOISE}:
+        return None
+    return 2 * min(norms)
+
+
+def refusal(defenses: Sequence[Defense], *, dropout: bool = False) -> str | None:
+    """Returns why there is no ceiling under these defences, or ``None``.
+
+    Args:
+        defenses: all that the client does, in its order.
+        dropout: whether its network draws dropout while it trains.
+    """
+    return channel_of(defenses).refusal or (DROPOUT if dropout else None)
+
+
+def refusal_closed_form(defenses: Sequence[Defense]) -> str | None:
+    """Returns why there is no closed form under these defences, or ``None``.
+
+    Dropout is no reason: a clip holds whatever was drawn before it.
+    """
+    reason = channel_of(defenses).refusal
+    if reason is None and sensitivity_of(defenses) is None:
+        return NO_CLIP
+    return reason
+
+
+def _check_sigma(sigma: float) -> None:
+    if not sigma > 0:
+        raise ConfigError(
+            f"expected noise with a sigma above 0, got {sigma}; without any, two different updates "
+            "are told apart exactly"
+        )
+
+
+def _check_rounds(rounds: int) -> None:
+    if rounds < 1:
+        raise ConfigError(f"expected 1 round or more, got {rounds}; give the number of updates")
+
+
+def _check_gram(gram: Tensor) -> None:
+    if not (len(gram) and gram.dtype == torch.float64 and gram.isfinite().all()):
+        raise DataError(
+            f"expected a finite Gram matrix of float64, got {gram.dtype} of shape "
+            f"{tuple(gram.shape)}; make it with gram_of, which takes differences first"
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}".removesuffix(".0")
+
+
+def _updates(rounds: int) -> str:
+    return "one update" if rounds == 1 else f"{rounds} updates"
