@@ -10,12 +10,11 @@ from gradinv.cli.options import (
     Invert,
     Observe,
     Prior,
-    PriorShow,
-    PriorTrain,
     Report,
     Watch,
     parse,
 )
+from gradinv.cli.prior_options import PriorShow, PriorTrain
 from gradinv.errors import ConfigError
 from gradinv.priors.training import TrainingConfig
 

@@ -23,7 +23,7 @@ from gradinv.audit.inputs import (
 from gradinv.audit.interruption import ignore_signals, signals_held
 from gradinv.audit.runner import one_thread
 from gradinv.cli.listening import listening
-from gradinv.cli.options import LearnPrior
+from gradinv.cli.prior_options import LearnPrior
 from gradinv.cli.stopping import stop_if
 from gradinv.errors import ConfigError
 from gradinv.federated import Federation, Reveal, parse_defense, simulate
