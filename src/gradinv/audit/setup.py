@@ -100,6 +100,7 @@ class Setup:
         client: the client's side.
         server: the server's side.
         judge: the judge's side.
+        loaded: what was done to make files fit, a sentence each.
     """
 
     config: AuditConfig
@@ -110,6 +111,7 @@ class Setup:
     client: Client
     server: Server
     judge: Judge
+    loaded: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """Returns what the results depend on: settings, versions and fingerprints of the inputs.
@@ -158,6 +160,7 @@ class Setup:
             "Threat model: an honest-but-curious server that knows the network, "
             f"{'the labels and ' if self.reveal.labels else ''}the defence, and "
             f"{seen[self.config.reveal_bn]}; {norm}.",
+            *self.loaded,
         ]
         if self.config.classes is not None:
             named = not isinstance(parse_classes(self.config.classes), int)
@@ -228,6 +231,7 @@ def prepare(config: AuditConfig, inputs: Inputs | None = None) -> Setup:
         client=Client(images, batches, inputs.defenses),
         server=Server(attacks, inputs.prior, budgets(attacks, inputs.attacks)),
         judge=Judge(images, inputs.lpips, config.seed),
+        loaded=inputs.notes,
     )
 
 
