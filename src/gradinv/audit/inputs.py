@@ -4,7 +4,7 @@ What an audit, an inversion, a watch and a learning have in common before each g
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from gradinv.data.check import require_sound
 from gradinv.data.classes import parse_classes
 from gradinv.errors import ConfigError, DataError, PriorError
 from gradinv.evaluation.controls import decoy_rows
+from gradinv.evaluation.evaluate import Metric, metric_of
 from gradinv.evaluation.lpips import Lpips
 from gradinv.federated import Defense, parse_defense, trainable
 from gradinv.models import build_model, load_weights, normalized_outside
@@ -59,6 +60,7 @@ class Inputs:
         model: the network in the client's mode, on the device that is computed on.
         prior: the server's generator, if there is one.
         lpips: the perceptual metric, if its weights were given.
+        metrics: name -> further metrics of the matched images.
         notes: what was done to make files fit, a sentence each.
     """
 
@@ -68,6 +70,7 @@ class Inputs:
     model: nn.Module
     prior: Generator | None
     lpips: Lpips | None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -84,6 +87,7 @@ def load_inputs(config: AuditConfig, *, look: bool = True) -> Inputs:
     """
     attacks = {name: preset(name) for name in config.attack}
     defenses = {spec: parse_defense(spec) for spec in config.defense}
+    metrics = {spec: metric_of(spec) for spec in config.metric}
     notes: list[str] = []
     images, model = images_and_network(config, config.data, note=notes.append)
     if look:
@@ -93,7 +97,7 @@ def load_inputs(config: AuditConfig, *, look: bool = True) -> Inputs:
     wanted = config.data is None and any(attack.uses_prior for attack in attacks.values())
     prior = load_prior(config.prior, device=resolve_device(config.device), embedded=wanted)
     lpips = None if config.lpips_weights is None else Lpips(Path(config.lpips_weights))
-    return Inputs(attacks, defenses, images, model, prior, lpips, notes=tuple(notes))
+    return Inputs(attacks, defenses, images, model, prior, lpips, metrics, tuple(notes))
 
 
 def model_info(config: AuditConfig) -> dict[str, str]:

@@ -6,7 +6,7 @@ The three sides are separate values: what the client holds never lies beside wha
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from gradinv.data.classes import parse_classes
 from gradinv.environment import versions
 from gradinv.errors import AttackError, ConfigError
 from gradinv.evaluation.controls import decoys_for
+from gradinv.evaluation.evaluate import Metric, measured
 from gradinv.evaluation.lpips import Lpips
 from gradinv.evaluation.metrics import SSIM_WINDOW
 from gradinv.federated import Defense, FedAvg, Protocol, Reveal
@@ -72,11 +73,13 @@ class Judge:
         images: the whole image set, from which decoys are drawn.
         lpips: the perceptual metric, if its weights were given.
         seed: decides the decoys.
+        metrics: name -> further metrics of the matched images.
     """
 
     images: ImageSet
     lpips: Lpips | None
     seed: int
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def decoys(self, batch: ClientBatch) -> Float[Tensor, "batch decoy channel height width"]:
         """Returns other images of the set for each image of the batch; the same at every call.
@@ -221,6 +224,8 @@ def prepare(config: AuditConfig, inputs: Inputs | None = None) -> Setup:
     if inputs.lpips is not None:
         # Tells now, not after the first attack, that the images are too small for it.
         inputs.lpips(batches[0].images[:1], batches[0].images[:1])
+    # The same of metrics that do not do what evaluate asks of them.
+    measured(inputs.metrics, batches[0].images, batches[0].images)
     attacks = {name: adjusted(attack, config) for name, attack in inputs.attacks.items()}
     return Setup(
         config=config,
@@ -230,7 +235,7 @@ def prepare(config: AuditConfig, inputs: Inputs | None = None) -> Setup:
         reveal=reveal_of(config),
         client=Client(images, batches, inputs.defenses),
         server=Server(attacks, inputs.prior, budgets(attacks, inputs.attacks)),
-        judge=Judge(images, inputs.lpips, config.seed),
+        judge=Judge(images, inputs.lpips, config.seed, inputs.metrics),
         loaded=inputs.notes,
     )
 
