@@ -1,7 +1,9 @@
 """Every door: a value from outside the package is taken, by its name, and has an effect."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import gradinv
 from gradinv.attacks import preset
 from gradinv.attacks.evidence.labels import LabelMethod, recover_labels
 from gradinv.attacks.presets import PRESETS
+from gradinv.audit.summary import summarise
 from gradinv.cli import main
 from gradinv.data import ClientBatch
 from gradinv.engine.distances import DISTANCES, distance_of
@@ -22,7 +25,8 @@ from gradinv.models import build_model
 from gradinv.priors import load_generator, prior_named
 from gradinv.priors.generator import Adapted, save_generator
 from tests.attacks.tiny import tiny_batch, tiny_victim
-from tests.outside import Darkness, Painter, Power, Rounded, mine, painted, worst
+from tests.audit.world import build
+from tests.outside import Darkness, Painter, Power, Rounded, mine, network, painted, worst
 
 
 @pytest.fixture
@@ -115,6 +119,93 @@ def test_a_metric():
     assert scores[1].row()["others"] == scores[1].others
     assert "others" not in evaluate(given, batch).images[0].row()
     assert metric_of("tests.outside:worst") is worst
+
+
+AUDIT = (
+    "audit --data images --channels 1 --model tiny_net:make --batch-size 2 --batches 1 --attack "
+    "gi-x --defense none --steps-scale 0.01 --workers 1 --device cpu"
+)
+
+
+def test_a_metric_at_the_command_line(capsys, monkeypatch):
+    """In each image's row, in the mean of audit.json, on the screen and in the report."""
+    monkeypatch.setenv("COLUMNS", "200")
+    build(Path.cwd())
+    name = "tests.outside:worst"
+    assert main([*AUDIT.split(), "--out", "plain"]) == 0
+    plain, said = read_json(Path("plain/audit.json")), capsys.readouterr().out
+    assert "[" not in said.splitlines()[0]
+    assert "others" not in plain["summary"][0]
+    assert "metric" not in plain["config"]
+    more = [*AUDIT.split(), "--metric", name, "--metric", "psnr", "--out", "run"]
+    assert main(more) == 0
+    found, said = read_json(Path("run/audit.json")), capsys.readouterr().out
+    (cell,), (row,) = found["cells"], found["summary"]
+    values = [image["others"][name] for image in cell["images"]]
+    assert all(0 < value <= 1 for value in values)
+    means = row.pop("others")
+    assert means[name] == pytest.approx(fmean(values))
+    assert means["psnr"] == pytest.approx(row["psnr_mean"])
+    assert {**row, "seconds": 0} == {**plain["summary"][0], "seconds": 0}
+    heading, line, *_ = said.splitlines()
+    words = (re.split(r"\s{2,}", text.strip()) for text in (heading, line))
+    shown = dict(zip(*words, strict=True))
+    assert shown[f"[{name}]"] == f"{means[name]:.3g}"
+    page = Path("run/report.html").read_text()
+    assert f"<td>{means[name]:.3g}</td>" in page
+    assert all(f"<td>{value:.3g}</td>" in page for value in values)
+    assert page.count('<span class="part">tests.outside:</span>') == 2
+    # Another set of metrics is another audit.
+    assert main([*AUDIT.split(), "--metric", name, "--out", "run"]) == 2
+    assert "got --metric tests.outside:worst instead of" in capsys.readouterr().err
+
+
+def test_a_metric_in_memory():
+    model = network(num_classes=2, channels=1, image_size=16).eval()
+    images = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(6) % 2
+
+    def measured(metrics):
+        return gradinv.audit(
+            model, images, labels, batch_size=2, batches=1, attack="gi-x:steps=3",
+            metrics=metrics, progress=False,
+        )  # fmt: skip
+
+    given = measured({"far": worst})
+    (row,) = given.rows
+    (by_name,) = measured(["tests.outside:worst"]).rows
+    assert row["others"]["far"] == by_name["others"]["tests.outside:worst"] > 0
+    assert measured("tests.outside:worst").rows[0]["others"] == by_name["others"]
+    assert "[far]" in given.table()
+    assert "others" not in measured(()).rows[0]
+
+
+def test_a_metric_changes_no_other_figure_and_need_not_be_finite():
+    batch = ClientBatch(torch.rand(2, 1, 16, 16), torch.tensor([0, 1]), (0, 1))
+
+    def spoils(preds, target):
+        preds.zero_()
+        target.zero_()
+        return torch.tensor([float("nan"), 2.0])
+
+    found, plain = (
+        evaluate(batch.images, batch, metrics=m).images for m in ({"mine": spoils}, None)
+    )
+    assert [score.others["mine"] for score in found] == [None, 2.0]
+    assert [score.mse for score in found] == [score.mse for score in plain] == [0, 0]
+    for scores, mean in ((found, 2.0), (found[:1], None)):
+        images = [score.row() for score in scores]
+        cell = {"attack": "a", "defense": "none", "seconds": 1.0, "images": images}
+        assert summarise([cell])[0]["others"] == {"mine": mean}
+
+
+def test_a_metric_that_fails_is_heard_before_the_first_attack(capsys):
+    build(Path.cwd())
+    assert main([*AUDIT.split(), "--metric", "tests.outside:network", "--out", "run"]) == 2
+    assert "expected the metric tests.outside:network to take" in capsys.readouterr().err
+    assert not Path("run").exists()
+    assert main([*AUDIT.split(), "--metric", "psnr", "--metric", "psnr"]) == 2
+    assert "expected each --metric once, got psnr more than once" in capsys.readouterr().err
 
 
 def test_a_network():

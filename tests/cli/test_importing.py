@@ -52,6 +52,14 @@ def test_two_states_of_another_program_become_an_update_that_invert_reads(states
     assert json.loads(Path("run/invert.json").read_text())["preflight"] == []
 
 
+def test_weights_under_the_names_of_a_wrapper(states, capsys):
+    before, _, gradient = states
+    save_file({f"module.{name}": value for name, value in before.items()}, "w.safetensors")
+    save_file(dict(gradient), "g.safetensors")
+    imported("g.safetensors --weights w.safetensors")
+    assert "Weights: took module. off the names in w.safetensors." in capsys.readouterr().out
+
+
 def test_a_gradient_of_another_program_in_bfloat16(states, capsys):
     before, _, gradient = states
     save_file(before, "w.safetensors")

@@ -9,7 +9,7 @@ import torch
 
 from gradinv.cli import learn_prior as module
 from gradinv.cli import main
-from gradinv.cli.options import LearnPrior
+from gradinv.cli.prior_options import LearnPrior
 from gradinv.files import load_tensors, read_json
 from gradinv.metalearning import LearningConfig
 from gradinv.priors import load_generator

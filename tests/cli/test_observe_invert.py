@@ -50,6 +50,39 @@ def test_weights_do_not_overwrite_the_update(capsys):
         assert not Path("u.safetensors").exists()
 
 
+def test_weights_under_the_names_of_a_wrapper_are_taken_and_it_is_said(update, capsys):
+    """By every command that takes --weights; as if they had the network's own names."""
+    state, _ = load_tensors(Path("w.safetensors"), what="weights")
+    save_file({f"module.{name}": value for name, value in state.items()}, "ddp.safetensors")
+    note = "Weights: took module. off the names in ddp.safetensors."
+    observe = shlex.join(OBSERVE).replace("u.safetensors", "v.safetensors")
+    assert main(shlex.split(f"{observe} --weights ddp.safetensors")) == 0
+    assert f"gradinv: {note}" in capsys.readouterr().err
+    again, first = Observation.load(Path("v.safetensors")), Observation.load(update)
+    assert again.model["fingerprint"] == first.model["fingerprint"]
+    assert main([*INVERT, "--weights", "ddp.safetensors", "--out", "i"]) == 0
+    assert note in capsys.readouterr().out
+    assert note in json.loads(Path("i/invert.json").read_text())["notes"]
+    audit = (
+        "audit --data images --channels 1 --model tiny_net:make --batch-size 2 --batches 1 "
+        "--attack gi-x --defense none --steps-scale 0.01 --workers 1 --device cpu"
+    )
+    assert main(shlex.split(f"{audit} --weights ddp.safetensors --out a")) == 0
+    assert note in capsys.readouterr().out
+    assert note in json.loads(Path("a/audit.json").read_text())["notes"]
+    assert note in Path("a/report.html").read_text()
+    learn = (
+        "learn-prior --simulate images --channels 1 --model tiny_net:make --clients 2 --rounds 1 "
+        "--batch-size 2 --base-channels 4 --latent 6 --steps 1 --tasks 1 --device cpu --out p"
+    )
+    assert main(shlex.split(f"{learn} --weights ddp.safetensors")) == 0
+    assert f"gradinv: {note}" in capsys.readouterr().err
+    for command in (f"{audit} --out b", learn.replace("--out p", "--out q")):
+        assert main(shlex.split(f"{command} --weights w.safetensors")) == 0
+        said = capsys.readouterr()
+        assert "Weights:" not in said.out + said.err
+
+
 @pytest.mark.parametrize("kind", ["frozen", "empty"])
 @pytest.mark.parametrize(
     "command",

@@ -10,12 +10,11 @@ from gradinv.cli.options import (
     Invert,
     Observe,
     Prior,
-    PriorShow,
-    PriorTrain,
     Report,
     Watch,
     parse,
 )
+from gradinv.cli.prior_options import PriorShow, PriorTrain
 from gradinv.errors import ConfigError
 from gradinv.priors.training import TrainingConfig
 
@@ -55,7 +54,8 @@ def test_every_option_of_audit_arrives():
         "attack": ("gi-x", "gi-z"), "defense": ("none", "noise:0.01"), "reveal_bn": "exact",
         "prior": "p", "steps_scale": 0.5, "restarts": 2, "seconds": 9.0, "seed": 4,
         "device": "cpu", "out": "o", "lpips_weights": "l", "workers": 2,
-        "hide_labels": False, "classes": "10", "mean": "0.5", "std": "0.25",
+        "metric": ("ssim", "m:f"), "hide_labels": False, "classes": "10", "mean": "0.5",
+        "std": "0.25",
     }  # fmt: skip
     assert set(given) == {field.name for field in dataclasses.fields(AuditConfig)}
     arguments = ["audit", "--json"]

@@ -55,6 +55,44 @@ def test_a_batch_norm_counter_is_no_reason_to_refuse(tmp_path, stored):
     assert torch.equal(loaded.get_parameter("head.weight"), state["head.weight"])
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_module.", "_orig_mod.", "_orig_mod.module."])
+def test_what_wrappers_put_before_the_names_is_taken_off(tmp_path, prefix):
+    saved, loaded = make(0), make(1)
+    content = {prefix + name: value.clone() for name, value in saved.state_dict().items()}
+    save_file(content, tmp_path / "net.safetensors")
+    (note,) = load_weights(loaded, tmp_path / "net.safetensors")
+    assert note.startswith("took ")
+    assert note.endswith(" off the names")
+    assert all(word in note for word in prefix.replace(".", ". ").split())
+    assert fingerprint(loaded) == fingerprint(saved)
+    save_weights(saved, tmp_path / "own.safetensors")
+    assert load_weights(loaded, tmp_path / "own.safetensors") == []
+
+
+def test_a_name_that_only_looks_like_a_wrappers_stays(tmp_path):
+    """One of two names of a tied weight, which named_parameters leaves out."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+            self.module = nn.Sequential(nn.Linear(3, 3))
+            self.module[0].weight = self.first.weight
+
+    state = {name: value.clone() for name, value in Tied().state_dict().items()}
+    assert "module.0.weight" in state
+    save_file(state, tmp_path / "w.safetensors")
+    assert load_weights(Tied(), tmp_path / "w.safetensors") == []
+
+
+def test_two_names_that_differ_by_a_prefix_alone_are_refused(tmp_path):
+    state = {name: value.clone() for name, value in make().state_dict().items()}
+    state["module.head.bias"] = state["head.bias"].clone()
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"expected one tensor for head.bias, got two that dif"):
+        load_weights(make(), tmp_path / "w.safetensors")
+
+
 def test_every_problem_is_listed_and_the_model_is_left_alone(tmp_path):
     state = make().state_dict()
     state["extra.weight"] = torch.zeros(1)

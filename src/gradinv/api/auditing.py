@@ -20,6 +20,7 @@ from gradinv.api.values import (
     attacks_by_name,
     defenses_by_spec,
     device_of,
+    metrics_by_name,
     mode_of,
     name_of,
     prior_of,
@@ -36,6 +37,7 @@ from gradinv.audit.store import RunStore
 from gradinv.data import ImageSet
 from gradinv.data.tensors import of_tensors
 from gradinv.errors import ConfigError, DataError
+from gradinv.evaluation.evaluate import Metric
 from gradinv.evaluation.lpips import Lpips
 from gradinv.federated import Defense, FedSGD, Protocol, Reveal, logits
 from gradinv.files import output_folder
@@ -163,6 +165,7 @@ def audit(
     reveal: Reveal = Reveal(),  # noqa: B008 -- a frozen value
     classes: Iterable[str] | None = None,
     lpips: str | Path | None = None,
+    metrics: Mapping[str, Metric] | Sequence[str] | str = (),
     steps_scale: float | int = 1.0,
     restarts: int | None = None,
     seconds: float | int | None = None,
@@ -203,6 +206,9 @@ def audit(
         reveal: what the server knows beside the update.
         classes: their names, for the report; numbers by default.
         lpips: SqueezeNet 1.1 weights (npz) for LPIPS, which is left out without them.
+        metrics: further ones, by spec (``package.module:function``) or as name -> function. Each
+            maps reconstructions and originals in [0, 1], both (image, channel, height, width), to
+            one number for each image; they stand under ``others`` in the rows.
         steps_scale: multiplies the steps of every attack.
         restarts: starts of each attack; its own number by default.
         seconds: wall-clock limit of one attack on one batch.
@@ -218,6 +224,7 @@ def audit(
         GradinvError: settings or inputs that do not fit together, another audit in the folder.
     """
     attacks, defenses = attacks_by_name(attack), defenses_by_spec(defense)
+    measures = metrics_by_name(metrics)
     model = unwrapped_network(model)
     device = device_of(model)
     image_set = _image_set(model, images, labels, batch_size, classes)
@@ -231,6 +238,7 @@ def audit(
         "defense": tuple(defenses),
         "prior": name_of(prior),
         "lpips_weights": None if lpips is None else str(lpips),
+        "metric": tuple(measures),
         "steps_scale": steps_scale,
         "restarts": restarts,
         "seconds": seconds,
@@ -246,6 +254,7 @@ def audit(
         model=model,
         prior=prior_of(prior, device),
         lpips=None if lpips is None else Lpips(Path(lpips)),
+        metrics=measures,
     )
     with one_thread():
         setup = prepare(config, inputs)

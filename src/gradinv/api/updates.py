@@ -267,12 +267,15 @@ def _content(
         "seed": inversion.settings["seed"],
         "labels": reconstruction.labels.tolist(),
         **attack_row(reconstruction),
-        "notes": way_notes(
-            [inversion.attack],
-            inversion.model,
-            inversion.observation.image_shape,
-            inversion.observation.protocol,
-        ),
+        "notes": [
+            *inversion.notes,
+            *way_notes(
+                [inversion.attack],
+                inversion.model,
+                inversion.observation.image_shape,
+                inversion.observation.protocol,
+            ),
+        ],
         "preflight": before.describe(),
         "config": {
             **inversion.settings,

@@ -1,7 +1,7 @@
 """What a caller may give as a text or as a value, as values."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 from gradinv.attacks import Attack, preset
 from gradinv.audit.inputs import load_prior as load_prior_named
 from gradinv.errors import ConfigError
+from gradinv.evaluation.evaluate import Metric, metric_of
 from gradinv.federated import Defense, format_defenses, parse_defense
 from gradinv.models.batchnorm import Mode
 from gradinv.priors import Generator
@@ -48,6 +49,18 @@ def attacks_by_name(given: str | Attack | Sequence[str | Attack]) -> dict[str, A
     if not attacks:
         raise ConfigError("expected at least one attack, got none; try 'gi-x'")
     return attacks
+
+
+def metrics_by_name(given: Mapping[str, Metric] | Sequence[str] | str) -> dict[str, Metric]:
+    """Returns further metrics by what a table calls them.
+
+    Raises:
+        ConfigError: nothing of a name.
+    """
+    if isinstance(given, Mapping):
+        return dict(given)
+    specs = [given] if isinstance(given, str) else given
+    return {spec: metric_of(spec) for spec in specs}
 
 
 def chain_of(given: Defenses) -> tuple[Defense, ...]:

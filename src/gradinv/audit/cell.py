@@ -30,7 +30,7 @@ from gradinv.audit.rows import attack_row, finite, picture_tensors, to_uint8
 from gradinv.audit.setup import Setup
 from gradinv.audit.store import Store
 from gradinv.data import ClientBatch
-from gradinv.evaluation.evaluate import Evaluation, evaluate, label_accuracy
+from gradinv.evaluation.evaluate import Evaluation, Metric, evaluate, label_accuracy
 from gradinv.evaluation.lpips import Lpips
 from gradinv.evaluation.metrics import psnr
 from gradinv.federated import Defense, Observation, Protocol, Reveal, observe, trainable
@@ -147,6 +147,7 @@ def judge_cell(
     *,
     lpips: Lpips | None,
     decoys: Float[Tensor, "batch decoy channel height width"],
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Evaluation:
     """The judge's side: reconstructions beside the originals.
 
@@ -155,8 +156,9 @@ def judge_cell(
         batch: what the client held.
         lpips: the perceptual metric, if there is one.
         decoys: other images of the set for each original, for the control.
+        metrics: name -> further metrics of the matched images.
     """
-    return evaluate(images, batch, lpips=lpips, decoys=decoys)
+    return evaluate(images, batch, lpips=lpips, decoys=decoys, metrics=metrics)
 
 
 class Watch:
@@ -296,6 +298,7 @@ def compute_cell(
         batch,
         lpips=setup.judge.lpips,
         decoys=setup.judge.decoys(batch),
+        metrics=setup.judge.metrics,
     )
     order = list(evaluation.permutation)
     row = {

@@ -3,8 +3,8 @@
 What an audit, an inversion, a watch and a learning have in common before each goes its own way.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -18,12 +18,16 @@ from gradinv.data.check import require_sound
 from gradinv.data.classes import parse_classes
 from gradinv.errors import ConfigError, DataError, PriorError
 from gradinv.evaluation.controls import decoy_rows
+from gradinv.evaluation.evaluate import Metric, metric_of
 from gradinv.evaluation.lpips import Lpips
 from gradinv.federated import Defense, parse_defense, trainable
 from gradinv.models import build_model, load_weights, normalized_outside
 from gradinv.models.footprint import require_fits
 from gradinv.priors import Generator, embedded_prior, load_generator, prior_named
 from gradinv.resolve import names_object
+
+WEIGHTS = "Weights:"
+"""How a note on a file of weights begins."""
 
 # What --prior takes in place of a folder.
 EMBEDDED = "embedded"
@@ -56,6 +60,8 @@ class Inputs:
         model: the network in the client's mode, on the device that is computed on.
         prior: the server's generator, if there is one.
         lpips: the perceptual metric, if its weights were given.
+        metrics: name -> further metrics of the matched images.
+        notes: what was done to make files fit, a sentence each.
     """
 
     attacks: Mapping[str, Attack]
@@ -64,6 +70,8 @@ class Inputs:
     model: nn.Module
     prior: Generator | None
     lpips: Lpips | None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def load_inputs(config: AuditConfig, *, look: bool = True) -> Inputs:
@@ -79,7 +87,9 @@ def load_inputs(config: AuditConfig, *, look: bool = True) -> Inputs:
     """
     attacks = {name: preset(name) for name in config.attack}
     defenses = {spec: parse_defense(spec) for spec in config.defense}
-    images, model = images_and_network(config, config.data)
+    metrics = {spec: metric_of(spec) for spec in config.metric}
+    notes: list[str] = []
+    images, model = images_and_network(config, config.data, note=notes.append)
     if look:
         drawn = images.draw(batch_size=config.batch_size, count=config.batches, seed=config.seed)
         decoys = (decoy_rows(images, ids, seed=config.seed) for ids in drawn)
@@ -87,7 +97,7 @@ def load_inputs(config: AuditConfig, *, look: bool = True) -> Inputs:
     wanted = config.data is None and any(attack.uses_prior for attack in attacks.values())
     prior = load_prior(config.prior, device=resolve_device(config.device), embedded=wanted)
     lpips = None if config.lpips_weights is None else Lpips(Path(config.lpips_weights))
-    return Inputs(attacks, defenses, images, model, prior, lpips)
+    return Inputs(attacks, defenses, images, model, prior, lpips, metrics, tuple(notes))
 
 
 def model_info(config: AuditConfig) -> dict[str, str]:
@@ -109,11 +119,13 @@ def load_model(
     device: torch.device,
     mean: str | None = None,
     std: str | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> nn.Module:
     """Returns the network with its weights, in the given mode, on the device.
 
     With ``mean`` and ``std``, as ``--mean`` and ``--std`` have them, it normalises images in
     [0, 1] first; its names and weights stay those of the network that takes normalised images.
+    ``note`` is called with a sentence on what was done to make the weights fit, where it was.
 
     Raises:
         ConfigError: a mean and std without meaning, or of other channels than the images'.
@@ -126,7 +138,9 @@ def load_model(
     )
     trainable(model)
     if weights is not None:
-        load_weights(model, Path(weights))
+        done = load_weights(model, Path(weights))
+        if done and note is not None:
+            note(weights_note(done, weights))
     normalization = read_normalization(mean, std)
     if normalization is not None:
         if len(normalization[0]) != channels:
@@ -136,6 +150,11 @@ def load_model(
             )
         model = normalized_outside(model, *normalization)
     return model.to(device).train(mode == "train")
+
+
+def weights_note(done: Sequence[str], path: str) -> str:
+    """Returns a sentence on what was done to make the weights in a file fit a network."""
+    return f"{WEIGHTS} {'; '.join(done)} in {Path(path).name}."
 
 
 def client_images(
@@ -170,8 +189,15 @@ def client_images(
     return images
 
 
-def images_and_network(config: AuditConfig, data: str | None) -> tuple[ImageSet, nn.Module]:
+def images_and_network(
+    config: AuditConfig, data: str | None, *, note: Callable[[str], None] | None = None
+) -> tuple[ImageSet, nn.Module]:
     """Loads images, the embedded ones without a path, and the network that learns their classes.
+
+    Args:
+        config: the settings.
+        data: where the images lie.
+        note: called as :func:`load_model` calls it.
 
     Raises:
         GradinvError: images, network or weights are not what they should be.
@@ -189,6 +215,7 @@ def images_and_network(config: AuditConfig, data: str | None) -> tuple[ImageSet,
         device=resolve_device(config.device),
         mean=config.mean,
         std=config.std,
+        note=note,
     )
     require_fits(
         model,

@@ -41,6 +41,7 @@ class Inversion:
         prior: the server's generator, if there is one.
         settings: what the caller asked for, by the names of the command's options.
         update: digest of the update.
+        notes: what was done to make files fit, a sentence each.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Inversion:
     prior: Generator | None
     settings: Mapping[str, Any]
     update: str
+    notes: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Says what is wrong before a folder is made and before the first step.

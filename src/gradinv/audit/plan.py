@@ -101,6 +101,8 @@ class AuditConfig:
     """Folder for the results; the same folder again continues an audit that was stopped."""
     lpips_weights: Annotated[str | None, _hint("none: LPIPS is left out", "FILE")] = None
     """SqueezeNet 1.1 weights (npz) for LPIPS."""
+    metric: Annotated[tuple[str, ...], _hint("none; repeatable", "SPEC")] = ()
+    """A further metric of every image: mse, psnr, ssim or package.module:function."""
     workers: Annotated[int | None, _hint("one per usable core; one on CUDA", "N")] = None
     """Processes, each with one thread; results do not depend on it."""
 
@@ -125,7 +127,7 @@ class AuditConfig:
                 f"expected --channels 1 (grey) or 3 (RGB), got {self.channels}; choose one of them"
             )
         read_normalization(self.mean, self.std)
-        for name in ("attack", "defense"):
+        for name in ("attack", "defense", "metric"):
             _require_distinct(name, getattr(self, name))
         if self.protocol == "fedavg":
             self._fill_in_local_training()
@@ -189,12 +191,13 @@ class AuditConfig:
     def settings(self) -> dict[str, Any]:
         """Returns every setting as JSON holds it.
 
-        The usual loss and optimiser are left out, as in audits from before there were others.
+        The usual loss and optimiser, and metrics where none were asked for, are left out, as in
+        audits from before there were others.
         """
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
-            if name not in _CLIENT or _CLIENT[name] != value
+            if name not in _LEFT_OUT or _LEFT_OUT[name] != value
         }
 
 
@@ -204,6 +207,7 @@ _LEAST = {
 }  # fmt: skip
 
 _CLIENT = {"loss": "cross-entropy", "optimizer": "sgd"}
+_LEFT_OUT: dict[str, Any] = {**_CLIENT, "metric": ()}
 
 # Settings of local training with their defaults; None stands for the whole batch.
 _LOCAL: dict[str, float | None] = {

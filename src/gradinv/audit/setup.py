@@ -6,7 +6,7 @@ The three sides are separate values: what the client holds never lies beside wha
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from gradinv.data.classes import parse_classes
 from gradinv.environment import versions
 from gradinv.errors import AttackError, ConfigError
 from gradinv.evaluation.controls import decoys_for
+from gradinv.evaluation.evaluate import Metric, measured
 from gradinv.evaluation.lpips import Lpips
 from gradinv.evaluation.metrics import SSIM_WINDOW
 from gradinv.federated import Defense, FedAvg, Protocol, Reveal
@@ -72,11 +73,13 @@ class Judge:
         images: the whole image set, from which decoys are drawn.
         lpips: the perceptual metric, if its weights were given.
         seed: decides the decoys.
+        metrics: name -> further metrics of the matched images.
     """
 
     images: ImageSet
     lpips: Lpips | None
     seed: int
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def decoys(self, batch: ClientBatch) -> Float[Tensor, "batch decoy channel height width"]:
         """Returns other images of the set for each image of the batch; the same at every call.
@@ -100,6 +103,7 @@ class Setup:
         client: the client's side.
         server: the server's side.
         judge: the judge's side.
+        loaded: what was done to make files fit, a sentence each.
     """
 
     config: AuditConfig
@@ -110,6 +114,7 @@ class Setup:
     client: Client
     server: Server
     judge: Judge
+    loaded: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """Returns what the results depend on: settings, versions and fingerprints of the inputs.
@@ -158,6 +163,7 @@ class Setup:
             "Threat model: an honest-but-curious server that knows the network, "
             f"{'the labels and ' if self.reveal.labels else ''}the defence, and "
             f"{seen[self.config.reveal_bn]}; {norm}.",
+            *self.loaded,
         ]
         if self.config.classes is not None:
             named = not isinstance(parse_classes(self.config.classes), int)
@@ -218,6 +224,8 @@ def prepare(config: AuditConfig, inputs: Inputs | None = None) -> Setup:
     if inputs.lpips is not None:
         # Tells now, not after the first attack, that the images are too small for it.
         inputs.lpips(batches[0].images[:1], batches[0].images[:1])
+    # The same of metrics that do not do what evaluate asks of them.
+    measured(inputs.metrics, batches[0].images, batches[0].images)
     attacks = {name: adjusted(attack, config) for name, attack in inputs.attacks.items()}
     return Setup(
         config=config,
@@ -227,7 +235,8 @@ def prepare(config: AuditConfig, inputs: Inputs | None = None) -> Setup:
         reveal=reveal_of(config),
         client=Client(images, batches, inputs.defenses),
         server=Server(attacks, inputs.prior, budgets(attacks, inputs.attacks)),
-        judge=Judge(images, inputs.lpips, config.seed),
+        judge=Judge(images, inputs.lpips, config.seed, inputs.metrics),
+        loaded=inputs.notes,
     )
 
 

@@ -86,7 +86,8 @@ def summarise(
     ``label_accuracy``, the fraction of the labels that was recovered, null where they were
     revealed; ``failed``, the batches on which every restart left the finite numbers, which count
     in nothing else unless there are no others; ``stuck``, those on which the matching cost never
-    fell; ``level`` and ``verdict``.
+    fell; ``level`` and ``verdict``. Where metrics were asked for, ``others``: name -> mean over the
+    images on which it is finite, null where there are none.
 
     Args:
         rows: cells, each with its images.
@@ -146,7 +147,17 @@ def _summary(
         "stuck": stuck,
         "level": verdict.level.value,
         "verdict": verdict.sentence,
+        **_other_means(scores),
     }
+
+
+def _other_means(scores: Sequence[ImageScore]) -> dict[str, dict[str, float | None]]:
+    """Returns the mean of each metric that was asked for, under ``others``; nothing without any."""
+    means: dict[str, float | None] = {}
+    for name in scores[0].others:
+        values = [value for score in scores if (value := score.others[name]) is not None]
+        means[name] = fmean(values) if values else None
+    return {"others": means} if means else {}
 
 
 def _label_accuracy(cells: Sequence[Mapping[str, Any]]) -> float | None:

@@ -123,7 +123,8 @@ def watch(
     require_scorable(config.image_size)
     device = resolve_device(config.device)
     own = load_prior(config.prior, device=torch.device("cpu"), embedded=False)
-    images, model = images_and_network(config, watcher.images)
+    loaded: list[str] = []
+    images, model = images_and_network(config, watcher.images, note=loaded.append)
     if own is not None:
         check_prior_fits(own, images.image_shape)
     first = own or start(images.image_shape)
@@ -160,7 +161,7 @@ def watch(
         "schema": 1,
         "start": "untrained" if config.prior is None else Path(config.prior).name,
         "config": settings,
-        "notes": _notes(config, watcher, attacks),
+        "notes": [*loaded, *_notes(config, watcher, attacks)],
         "rounds": rows,
     }
     write_json(folder / RECORD, watched)

@@ -6,6 +6,7 @@ from torch import nn
 
 from gradinv.attacks import AnalyticAttack, Attack
 from gradinv.attacks.search.lbfgs import LBFGS
+from gradinv.audit.inputs import WEIGHTS
 from gradinv.engine import kinks, plain_reason
 from gradinv.federated import FedAvg, Protocol
 
@@ -53,5 +54,8 @@ def way_notes(
 
 
 def notes_of_ways(notes: Sequence[str]) -> list[str]:
-    """Returns those of an audit's notes that :func:`way_notes` made, for the screen."""
-    return [note for note in notes if note.startswith((_PLAIN, _SMOOTH))]
+    """Returns those of an audit's notes that a reader of the screen must know too.
+
+    What :func:`way_notes` found, and what was done to make the weights fit.
+    """
+    return [note for note in notes if note.startswith((_PLAIN, _SMOOTH, WEIGHTS))]

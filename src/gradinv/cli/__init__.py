@@ -22,12 +22,11 @@ from gradinv.cli.options import (
     LearnPrior,
     Observe,
     Prior,
-    PriorShow,
-    PriorTrain,
     Report,
     Watch,
     parse,
 )
+from gradinv.cli.prior_options import PriorShow, PriorTrain
 from gradinv.cli.stopping import Stopped
 from gradinv.errors import GradinvError
 

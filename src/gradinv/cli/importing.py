@@ -20,8 +20,9 @@ from gradinv.federated import (
     parse_defense,
     read_tensors,
 )
-from gradinv.federated.importing import NOTES, unwrapped
+from gradinv.federated.importing import NOTES
 from gradinv.models import fill_weights, save_weights
+from gradinv.models.weights import unwrapped
 
 
 def import_update(options: Import) -> None:
@@ -33,9 +34,12 @@ def import_update(options: Import) -> None:
     """
     with one_thread():
         _check(options)
-        model = _network(options)
+        notes: list[str] = []
+        model = _network(options, notes)
         observation = _observation(options, model)
         found = preflight(observation, model, attacks=[preset("gi-x")], seed=options.seed)
+    for note in notes:
+        print(note)
     for note in filter(None, observation.model[NOTES].split("; ")):
         print(f"import: {note}")
     for line in found.lines():
@@ -86,8 +90,13 @@ def _check(options: Import) -> None:
             )
 
 
-def _network(options: Import) -> nn.Module:
-    """Returns the network with the weights that the client started from, on the CPU."""
+def _network(options: Import, notes: list[str]) -> nn.Module:
+    """Returns the network with the weights that the client started from, on the CPU.
+
+    Args:
+        options: the command line's.
+        notes: gets what was done to make the weights fit.
+    """
     shape = (options.channels, options.image_size, options.image_size)
     model = load_model(
         options.model,
@@ -97,9 +106,11 @@ def _network(options: Import) -> nn.Module:
         weights=options.weights,
         mode=options.mode,
         device=torch.device("cpu"),
+        note=notes.append,
     )
     if options.before is not None and options.weights is None:
-        before, _ = unwrapped(read_tensors(Path(options.before)), model)
+        # The import itself says what it took off the names.
+        before, _ = unwrapped(read_tensors(Path(options.before)), model, error=ObservationError)
         fill_weights(model, before, f"the weights of this model at {options.before}")
     return model
 

@@ -65,6 +65,7 @@ def _load(options: Invert) -> Inversion:
     observation = Observation.load(Path(options.update))
     device = resolve_device(options.device)
     mean, std = _normalization(observation, options)
+    notes: list[str] = []
     model = load_model(
         options.model or observation.model.get("spec", "convnet"),
         num_classes=observation.num_classes,
@@ -75,6 +76,7 @@ def _load(options: Invert) -> Inversion:
         device=device,
         mean=mean,
         std=std,
+        note=notes.append,
     )
     return Inversion(
         options.attack,
@@ -84,6 +86,7 @@ def _load(options: Invert) -> Inversion:
         load_prior(options.prior, device=device, embedded=False),
         {**dataclasses.asdict(options), "device": device.type},
         hashlib.sha256(Path(options.update).read_bytes()).hexdigest()[:16],
+        notes=tuple(notes),
     )
 
 

@@ -23,7 +23,7 @@ from gradinv.audit.inputs import (
 from gradinv.audit.interruption import ignore_signals, signals_held
 from gradinv.audit.runner import one_thread
 from gradinv.cli.listening import listening
-from gradinv.cli.options import LearnPrior
+from gradinv.cli.prior_options import LearnPrior
 from gradinv.cli.stopping import stop_if
 from gradinv.errors import ConfigError
 from gradinv.federated import Federation, Reveal, parse_defense, simulate
@@ -123,7 +123,7 @@ def learn(options: LearnPrior, command: str) -> None:
     ):
         check = partial(stop_if, interrupted, options.out)
         if options.simulate is not None:
-            _simulate(options, out / UPDATES, device, check, start)
+            _simulate(options, out / UPDATES, device, check, start, display.say)
         folder = out / UPDATES if options.updates is None else Path(options.updates)
         tasks = open_tasks(
             folder,
@@ -180,6 +180,7 @@ def _simulate(
     device: torch.device,
     check: Callable[[], None],
     start: Generator | None,
+    note: Callable[[str], None],
 ) -> None:
     assert options.simulate is not None
     images = client_images(
@@ -200,6 +201,7 @@ def _simulate(
         weights=options.weights,
         mode="eval",
         device=device,
+        note=note,
     )
     require_fits(
         model,

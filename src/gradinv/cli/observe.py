@@ -61,7 +61,8 @@ def observe_update(options: Observe) -> None:
     # One thread, as in an audit: sums depend on the number of threads.
     with one_thread():
         defenses = parse_defense(options.defense)
-        images, model = images_and_network(config, config.data)
+        notes: list[str] = []
+        images, model = images_and_network(config, config.data, note=notes.append)
         batches = images.batches(
             batch_size=config.batch_size, count=config.batches, seed=config.seed
         )
@@ -77,7 +78,7 @@ def observe_update(options: Observe) -> None:
         found = preflight_derivative(observation, model, [preset("gi-x")], seed=config.seed)
     observation.save(Path(options.out))
     console = Console(stderr=True)
-    for line in found.lines():
+    for line in [*notes, *found.lines()]:
         print_line(console, f"gradinv: {line}")
     if weights is not None:
         save_weights(model, Path(weights))

@@ -9,7 +9,6 @@ import tyro
 from tyro.conf import (
     FlagCreatePairsOff,
     OmitArgPrefixes,
-    OmitSubcommandPrefixes,
     Positional,
     UseAppendAction,
     arg,
@@ -17,19 +16,9 @@ from tyro.conf import (
 )
 
 from gradinv.audit.plan import AuditConfig, option
+from gradinv.cli.hints import Device, Mode, RevealBn, hint, required
+from gradinv.cli.prior_options import LearnPrior, Prior
 from gradinv.errors import ConfigError
-
-Device = Literal["auto", "cpu", "cuda"]
-RevealBn = Literal["none", "running", "exact"]
-Mode = Literal["eval", "train"]
-
-
-def _hint(default: str, metavar: str) -> Any:
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
-def _required(metavar: str) -> Any:
-    return arg(metavar=metavar)
 
 
 @dataclass(frozen=True)
@@ -52,31 +41,31 @@ class Invert:
     Writes reconstruction.png, reconstruction.safetensors and invert.json.
     """
 
-    update: Annotated[Positional[str], _required("UPDATE.safetensors")]
+    update: Annotated[Positional[str], required("UPDATE.safetensors")]
     """The update, as 'gradinv observe' writes it."""
-    model: Annotated[str | None, _hint("as the update says", "NAME")] = None
+    model: Annotated[str | None, hint("as the update says", "NAME")] = None
     """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
-    weights: Annotated[str | None, _hint("random, from the seed in the update", "FILE")] = None
+    weights: Annotated[str | None, hint("random, from the seed in the update", "FILE")] = None
     """Weights of the network that the update was made with, safetensors."""
-    mean: Annotated[str | None, _hint("as the update says", "M,M,M")] = None
+    mean: Annotated[str | None, hint("as the update says", "M,M,M")] = None
     """What the client subtracts from its images before the network, one for each channel."""
-    std: Annotated[str | None, _hint("with --mean", "S,S,S")] = None
+    std: Annotated[str | None, hint("with --mean", "S,S,S")] = None
     """What the client divides its images by then, one for each channel."""
     attack: Annotated[str, arg(metavar="NAME")] = "gi-z/w"
     """The attack, such as gi-x, gi-z, gi-w, gi-z/x or gi-z/w."""
-    prior: Annotated[str | None, _hint("none", "DIR")] = None
+    prior: Annotated[str | None, hint("none", "DIR")] = None
     """The generator: a folder made by 'gradinv prior train', or the word embedded."""
     steps_scale: float = 1.0
     """Multiplies the steps of every stage."""
-    restarts: Annotated[int | None, _hint("the attack's own", "N")] = None
+    restarts: Annotated[int | None, hint("the attack's own", "N")] = None
     """Random starts; the one with the smallest matching cost is kept."""
-    seconds: Annotated[float | None, _hint("none", "S")] = None
+    seconds: Annotated[float | None, hint("none", "S")] = None
     """Wall-clock limit in seconds."""
     seed: int = 0
     """Decides the starts."""
     device: Device = "auto"
     """Where to compute; auto takes a CUDA device if there is one."""
-    out: Annotated[str | None, _hint("runs/<time>", "DIR")] = None
+    out: Annotated[str | None, hint("runs/<time>", "DIR")] = None
     """Folder for the results; the same folder again continues what was stopped."""
 
 
@@ -89,21 +78,21 @@ class Observe:
 
     out: Annotated[str, arg(metavar="UPDATE.safetensors")]
     """Where to save the update."""
-    data: Annotated[str | None, _hint("160 embedded Fashion-MNIST test images", "PATH")] = None
+    data: Annotated[str | None, hint("160 embedded Fashion-MNIST test images", "PATH")] = None
     """The client's images: a folder of class folders, or an IDX image file."""
     image_size: int = 32
     """Side of the images in pixels; larger ones are shrunk and centre-cropped."""
-    channels: Annotated[int | None, _hint("3 for a folder, 1 for IDX", "{1,3}")] = None
+    channels: Annotated[int | None, hint("3 for a folder, 1 for IDX", "{1,3}")] = None
     """Colour channels."""
-    classes: Annotated[str | None, _hint("the images' own", "N|FILE|A,B,...")] = None
+    classes: Annotated[str | None, hint("the images' own", "N|FILE|A,B,...")] = None
     """The network's classes, where it has more: their number, or all names in its order."""
     model: str = "convnet"
     """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
-    weights: Annotated[str | None, _hint("random, from --seed", "FILE")] = None
+    weights: Annotated[str | None, hint("random, from --seed", "FILE")] = None
     """Weights of the network, safetensors."""
-    mean: Annotated[str | None, _hint("the network takes images in [0, 1]", "M,M,M")] = None
+    mean: Annotated[str | None, hint("the network takes images in [0, 1]", "M,M,M")] = None
     """What the client subtracts from its images before the network, one for each channel."""
-    std: Annotated[str | None, _hint("with --mean", "S,S,S")] = None
+    std: Annotated[str | None, hint("with --mean", "S,S,S")] = None
     """What the client divides its images by then, one for each channel."""
     batch_size: int = 4
     """Images in the batch; with fedavg, the client's whole local data set."""
@@ -115,13 +104,13 @@ class Observe:
     """Mode of batch norm while the update is computed."""
     protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
     """What the client sends: one gradient (fedsgd), or what local training changed (fedavg)."""
-    local_epochs: Annotated[int | None, _hint("5 with fedavg", "N")] = None
+    local_epochs: Annotated[int | None, hint("5 with fedavg", "N")] = None
     """Passes of local training over the client's batch (fedavg)."""
-    local_batch_size: Annotated[int | None, _hint("the whole batch", "N")] = None
+    local_batch_size: Annotated[int | None, hint("the whole batch", "N")] = None
     """Images in one local step (fedavg); the client shuffles its batch in every epoch."""
-    local_lr: Annotated[float | None, _hint("0.01 with fedavg", "LR")] = None
+    local_lr: Annotated[float | None, hint("0.01 with fedavg", "LR")] = None
     """Step size of local SGD (fedavg)."""
-    local_momentum: Annotated[float | None, _hint("0 with fedavg", "M")] = None
+    local_momentum: Annotated[float | None, hint("0 with fedavg", "M")] = None
     """Momentum of local SGD (fedavg)."""
     optimizer: Annotated[str, arg(metavar="SPEC")] = "sgd"
     """Optimiser of local training (fedavg): sgd, adam or adamw; sgd:momentum=0.9,nesterov."""
@@ -137,7 +126,7 @@ class Observe:
     """Decides batches, random weights and noise."""
     device: Device = "auto"
     """Where to compute; auto takes a CUDA device if there is one."""
-    save_weights: Annotated[str | None, _hint("not saved", "FILE")] = None
+    save_weights: Annotated[str | None, hint("not saved", "FILE")] = None
     """Save the network's weights too, for 'gradinv invert --weights'."""
 
 
@@ -153,20 +142,20 @@ class Import:
     batch_size: int
     """Images in the batch; with fedavg, in the client's whole local data set."""
     gradient: Annotated[
-        Positional[str | None], _hint("--before and --after", "GRADIENT.safetensors|.npz")
+        Positional[str | None], hint("--before and --after", "GRADIENT.safetensors|.npz")
     ] = None
     """The gradient, or the weights before less those after with --lr: tensors by name."""
-    before: Annotated[str | None, _hint("none", "FILE")] = None
+    before: Annotated[str | None, hint("none", "FILE")] = None
     """The weights that the client started from, safetensors or .npz; those of the network too."""
-    after: Annotated[str | None, _hint("none", "FILE")] = None
+    after: Annotated[str | None, hint("none", "FILE")] = None
     """The weights that the client ended with, safetensors or .npz."""
-    lr: Annotated[float | None, _hint("1 for a gradient", "LR")] = None
+    lr: Annotated[float | None, hint("1 for a gradient", "LR")] = None
     """The client's learning rate, which a difference of weights is divided by."""
-    labels: Annotated[str | None, _hint("hidden", "3,1,..")] = None
+    labels: Annotated[str | None, hint("hidden", "3,1,..")] = None
     """Classes of the images, if they are known; the server reads them from the update otherwise."""
     model: str = "convnet"
     """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
-    weights: Annotated[str | None, _hint("--before, or random from --seed", "FILE")] = None
+    weights: Annotated[str | None, hint("--before, or random from --seed", "FILE")] = None
     """Weights of the network that the update was made with, safetensors."""
     image_size: int = 32
     """Side of the images in pixels."""
@@ -178,13 +167,13 @@ class Import:
     """Mode of batch norm while the update was computed."""
     protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
     """What the client sent: one gradient (fedsgd), or what local training changed (fedavg)."""
-    local_epochs: Annotated[int | None, _hint("5 with fedavg", "N")] = None
+    local_epochs: Annotated[int | None, hint("5 with fedavg", "N")] = None
     """Passes of local training over the client's batch (fedavg)."""
-    local_batch_size: Annotated[int | None, _hint("the whole batch", "N")] = None
+    local_batch_size: Annotated[int | None, hint("the whole batch", "N")] = None
     """Images in one local step (fedavg)."""
-    local_lr: Annotated[float | None, _hint("--lr with fedavg", "LR")] = None
+    local_lr: Annotated[float | None, hint("--lr with fedavg", "LR")] = None
     """Step size of local SGD (fedavg)."""
-    local_momentum: Annotated[float | None, _hint("0 with fedavg", "M")] = None
+    local_momentum: Annotated[float | None, hint("0 with fedavg", "M")] = None
     """Momentum of local SGD (fedavg)."""
     loss: Annotated[str, arg(metavar="SPEC")] = "cross-entropy"
     """Loss: cross-entropy, bce, cross-entropy:smoothing=0.1,reduction=sum, or module:factory."""
@@ -194,84 +183,8 @@ class Import:
     """What the client did to it: none, noise:SIGMA, sparsify:FRACTION, clip:NORM, or a chain."""
     seed: int = 0
     """Decides random weights, where none are given."""
-    save_weights: Annotated[str | None, _hint("not saved", "WEIGHTS.safetensors")] = None
+    save_weights: Annotated[str | None, hint("not saved", "WEIGHTS.safetensors")] = None
     """Save the network's weights too, as 'gradinv invert --weights' reads them."""
-
-
-@dataclass(frozen=True)
-class PriorTrain:
-    """Train a prior on a folder of images; the same command again continues.
-
-    Writes the generator, its card, samples.png and what is needed to continue.
-    """
-
-    data: Annotated[Positional[str], _required("PATH")]
-    """Training images: a folder of class folders, or an IDX image file."""
-    out: Annotated[str, arg(metavar="PRIOR")]
-    """The prior's folder."""
-    arch: Literal["dcgan"] = "dcgan"
-    """Architecture of the generator."""
-    image_size: int = 32
-    """Side of the images in pixels: 32 or 64."""
-    channels: Annotated[int | None, _hint("3 for a folder, 1 for IDX", "{1,3}")] = None
-    """Colour channels."""
-    base_channels: int = 48
-    """Width of generator and discriminator."""
-    latent: int = 128
-    """Length of the latent vector z."""
-    minutes: Annotated[float | None, _hint("30, unless --steps is given", "M")] = None
-    """Train for that long in minutes, over all sessions together."""
-    steps: Annotated[int | None, _hint("--minutes decides", "S")] = None
-    """Train for that many steps, over all sessions together."""
-    batch_size: int = 64
-    """Images in a step; a multiple of 4."""
-    loss: Literal["hinge", "non-saturating"] = "hinge"
-    """Loss of the two networks."""
-    lr: float = 1e-3
-    """Step size of the generator's Adam."""
-    lr_discriminator: float = 4e-4
-    """Step size of the discriminator's Adam."""
-    r1: float = 0.0
-    """Weight of the R1 penalty; 0 for none."""
-    spectral_norm: bool = True
-    """Leave out the discriminator's spectral normalisation (then use --r1)."""
-    reconstruction: float = 0.1
-    """Pixel deviation (of 1) in the likelihood of the VAE that shares the generator; 0 for none."""
-    adversarial: float = 0.02
-    """Weight of the adversarial loss beside the VAE's."""
-    flip: bool = False
-    """Mirror half of the images."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the convolutions; auto takes bf16 where the processor has it."""
-    seed: int = 0
-    """Decides weights, the order of images, latents and augmentation."""
-    device: Device = "auto"
-    """Where to compute; auto takes a CUDA device if there is one."""
-
-
-@dataclass(frozen=True)
-class PriorShow:
-    """Show a prior's card and write a picture of samples."""
-
-    prior: Annotated[Positional[str], arg(metavar="PRIOR")] = "embedded"
-    """The prior's folder, or the word embedded."""
-    out: Annotated[str | None, _hint("<name of the prior>-samples.png", "FILE")] = None
-    """Where to write the picture."""
-    rows: int = 8
-    """Rows of 8 samples."""
-    seed: int = 0
-    """Decides the samples."""
-
-
-@dataclass(frozen=True)
-class Prior:
-    """Train a generative prior, or look at one."""
-
-    command: Annotated[
-        Annotated[PriorTrain, subcommand("train")] | Annotated[PriorShow, subcommand("show")],
-        OmitArgPrefixes,
-        OmitSubcommandPrefixes,
-    ]
 
 
 @dataclass(frozen=True)
@@ -282,109 +195,16 @@ class Data:
     """
 
     # tyro makes no subcommand of a single one.
-    action: Annotated[Positional[Literal["check"]], _required("check")]
+    action: Annotated[Positional[Literal["check"]], required("check")]
     """What to do with the folder."""
-    path: Annotated[Positional[str], _required("DIR")]
+    path: Annotated[Positional[str], required("DIR")]
     """A folder with one folder of images for each class."""
     image_size: int = 32
     """Side in pixels that the images are for; smaller ones are noted."""
-    channels: Annotated[int | None, _hint("3", "{1,3}")] = None
+    channels: Annotated[int | None, hint("3", "{1,3}")] = None
     """Colour channels that the images are for."""
     json: bool = False
     """Print everything as JSON, with the names of all files."""
-
-
-@dataclass(frozen=True)
-class LearnPrior:
-    """Learn a prior from updates alone (GIML); the same command again continues.
-
-    The updates lie in a folder, with the weights that they were made with, or come from a
-    federation that is simulated first (--simulate). Writes the generator, its card, samples.png,
-    cost.svg and what is needed to continue.
-    """
-
-    out: Annotated[str, arg(metavar="PRIOR")]
-    """The prior's folder."""
-    updates: Annotated[Positional[str | None], _hint("those of --simulate", "UPDATES_DIR")] = None
-    """Folder of updates (gradinv observe) and of the weights that they were made with."""
-    simulate: Annotated[str | None, _hint("no simulation", "PATH")] = None
-    """Simulate a federation on these images first: a folder of class folders, or an IDX file."""
-    clients: int = 20
-    """Clients of the simulated federation, each with images of its own."""
-    rounds: int = 4
-    """Rounds; the network is trained by the clients' mean update after each of them."""
-    batch_size: int = 4
-    """Images behind one update of the simulated federation."""
-    server_lr: float = 0.1
-    """Step size of the simulated server on the mean update."""
-    defense: Annotated[str, arg(metavar="SPEC")] = "none"
-    """Defence of the simulated clients: none, noise:SIGMA, sparsify:FRACTION, clip:NORM."""
-    hide_labels: bool = False
-    """The simulated clients leave their labels out; the server reads them from the updates."""
-    model: Annotated[str | None, _hint("as the updates say; convnet to simulate", "NAME")] = None
-    """Network: convnet, lenet, leakynet, resnet18, resnet18-imagenet, package.module:factory."""
-    weights: Annotated[str | None, _hint("random, from --seed", "FILE")] = None
-    """Weights of the simulated network in the first round, safetensors."""
-    image_size: int = 32
-    """Side of the simulated clients' images in pixels."""
-    channels: Annotated[int | None, _hint("3 for a folder, 1 for IDX", "{1,3}")] = None
-    """Colour channels of the simulated clients' images."""
-    rounds_watched: Annotated[int | None, _hint("all", "N")] = None
-    """Learn from the updates of the first N rounds alone."""
-    start: Annotated[str | None, _hint("an untrained generator", "DIR")] = None
-    """The prior to start from: a folder, or the word embedded."""
-    base_channels: int = 48
-    """Width of the untrained generator."""
-    latent: int = 128
-    """Length of the untrained generator's latent vector z."""
-    steps: int = 2000
-    """Outer steps, over all sessions together."""
-    tasks: int = 8
-    """Updates that an outer step fits together."""
-    latent_steps: int = 0
-    """Steps on the latents alone, at each outer step."""
-    weight_steps: int = 2
-    """Steps on the weights that the tasks share, at each outer step."""
-    joint: bool = True
-    """Hold the latents still while the weights move."""
-    remember: bool = True
-    """Draw fresh latents at every visit to an update."""
-    keep_moments: bool = True
-    """Start the weights' Adam afresh at every outer step."""
-    lr_latents: float = 0.2
-    """Step size of Adam on the latents."""
-    lr_weights: float = 1e-3
-    """Step size of Adam on the weights."""
-    decay: bool = True
-    """Keep the step sizes as they are; they fall to a tenth over the last third otherwise."""
-    latent_norm: float = 1e-3
-    """Weight of the latents' norm."""
-    tv: float = 1e-3
-    """Weight of total variation."""
-    outer: Literal["reptile", "adam"] = "reptile"
-    """w + rate (w' - w), or Adam on that direction as the released code has it."""
-    rate: float = 1.0
-    """The rate of reptile."""
-    lr_outer: float = 1e-2
-    """Step size of --outer adam."""
-    paper: bool = False
-    """Take the paper's numbers: 4 tasks, 1,000 steps on fresh latents, 500 on the weights."""
-    snapshot_every: Annotated[int, _hint("none", "STEPS")] = 0
-    """Keep a prior of every so many outer steps in PRIOR/snapshots."""
-    workers: int = 1
-    """Processes that compute an outer step's updates side by side; results do not depend on it."""
-    seed: int = 0
-    """Decides batches, random weights, the order of the updates, and latents."""
-    device: Device = "auto"
-    """Where to compute; auto takes a CUDA device if there is one."""
-
-    def __post_init__(self) -> None:
-        watched = self.rounds_watched
-        if self.simulate is not None and watched is not None and watched > self.rounds:
-            raise ConfigError(
-                f"expected --rounds-watched of at most --rounds, got {watched} of {self.rounds}; "
-                "lower it, or simulate more rounds"
-            )
 
 
 @dataclass(frozen=True)
@@ -418,7 +238,7 @@ class Watch:
 class Report:
     """Write the HTML report of a finished audit again from its stored results."""
 
-    run: Annotated[Positional[str], _required("RUN_DIR")]
+    run: Annotated[Positional[str], required("RUN_DIR")]
     """The audit's folder."""
 
 

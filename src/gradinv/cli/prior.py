@@ -10,7 +10,7 @@ from rich.text import Text
 from gradinv.api.progress import WorkProgress, left_words
 from gradinv.audit.inputs import EMBEDDED, resolve_device
 from gradinv.cli.listening import listening
-from gradinv.cli.options import PriorShow, PriorTrain
+from gradinv.cli.prior_options import PriorShow, PriorTrain
 from gradinv.cli.stopping import stop_if
 from gradinv.data import load_images
 from gradinv.errors import ConfigError

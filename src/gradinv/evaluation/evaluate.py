@@ -1,5 +1,6 @@
 """One attack's images against the client's batch: matched, measured and controlled."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -42,7 +43,8 @@ class ImageScore:
         rank: how many decoys, matched as the original was, are nearer to their reconstruction.
         decoys: how many other images of the label it was compared with; 0 without the control.
         nearest_decoy: mean squared error of the nearest of those; ``None`` without any.
-        others: name -> value of the metrics that were asked for beside these.
+        others: name -> value of the metrics that were asked for beside these; ``None`` where it is
+            not finite.
     """
 
     original: int
@@ -55,7 +57,7 @@ class ImageScore:
     rank: int
     decoys: int
     nearest_decoy: float | None = None
-    others: Mapping[str, float] = field(default_factory=dict, hash=False)
+    others: Mapping[str, float | None] = field(default_factory=dict, hash=False)
 
     def row(self) -> dict[str, Any]:
         """Returns the score as results hold it, without ``others`` where there are none."""
@@ -125,7 +127,7 @@ def evaluate(
 
     Raises:
         DataError: shapes differ, or a reconstruction is not finite.
-        ConfigError: a metric that does not give one number for each image.
+        ConfigError: a metric that fails, or does not give one number for each image.
     """
     target = batch.images.detach().cpu()
     preds = reconstructions.detach().cpu().to(target.dtype)
@@ -136,10 +138,7 @@ def evaluate(
     errors = mse(preds, target)
     with torch.no_grad():
         distances = None if lpips is None else lpips(preds, target)
-        others = {
-            name: _one_each(name, metric(preds, target), len(batch))
-            for name, metric in (metrics or {}).items()
-        }
+    others = measured(metrics or {}, preds, target)
     if decoys is None:
         decoys = target.new_empty(len(batch), 0, *batch.image_shape)
     among_decoys = candidate_errors(preds, target, decoys)
@@ -165,9 +164,36 @@ def evaluate(
     )
 
 
-def _one_each(name: str, values: object, count: int) -> list[float]:
+def measured(
+    metrics: Mapping[str, Metric],
+    preds: Float[Tensor, "batch channel height width"],
+    target: Float[Tensor, "batch channel height width"],
+) -> dict[str, list[float | None]]:
+    """Returns name -> one number for each image, None where it is not finite.
+
+    Raises:
+        ConfigError: a metric that fails, or does not give one number for each image.
+    """
+    found = {}
+    for name, metric in metrics.items():
+        try:
+            # Copies: whatever it does to them changes no other figure.
+            with torch.no_grad():
+                values = metric(preds.clone(), target.clone())
+        except Exception as error:  # foreign code, which may raise anything
+            raise ConfigError(
+                f"expected the metric {name} to take reconstructions and originals of shape "
+                f"{tuple(target.shape)}, got {type(error).__name__}: {error}; mend it"
+            ) from error
+        found[name] = _one_each(name, values, len(target))
+    return found
+
+
+def _one_each(name: str, values: object, count: int) -> list[float | None]:
     if isinstance(values, Tensor) and values.shape == (count,):
-        return [float(value) for value in values]
+        numbers = [float(value) for value in values]
+        # JSON has neither NaN nor infinity.
+        return [number if math.isfinite(number) else None for number in numbers]
     got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
     raise ConfigError(
         f"expected one number for each of {count} images from the metric {name}, got {got}; "

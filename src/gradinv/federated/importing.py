@@ -21,10 +21,8 @@ from gradinv.federated.defenses import Defense
 from gradinv.federated.observation import Observation
 from gradinv.federated.protocol import FedSGD, Protocol
 from gradinv.files import load_tensors
-from gradinv.models.weights import fingerprint
+from gradinv.models.weights import fingerprint, unwrapped
 
-WRAPPERS = ("module.", "_module.", "_orig_mod.")
-"""What DataParallel, Opacus and torch.compile put in front of a network's names."""
 NOTES = "imported"
 """Where an observation's free text holds what was done to bring it in."""
 
@@ -71,7 +69,7 @@ def from_delta(
         ConfigError: a learning rate that is not above 0 and finite.
     """
     _require_rate(lr)
-    named, notes = unwrapped(delta, model)
+    named, notes = unwrapped(delta, model, error=ObservationError)
     gradient, more = _fitting(named, model)
     check_floats(list(gradient.items()))
     check_not_zero(gradient)
@@ -133,8 +131,8 @@ def from_state_dicts(
         ConfigError: a learning rate that is not above 0 and finite.
     """
     _require_rate(lr)
-    first, _ = unwrapped(before, model)
-    second, notes = unwrapped(after, model)
+    first, _ = unwrapped(before, model, error=ObservationError)
+    second, notes = unwrapped(after, model, error=ObservationError)
     problems = differences(_shapes(first), _shapes(second), "tensor")
     if problems:
         raise ObservationError(
@@ -223,34 +221,6 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
             "again with numpy.savez"
         ) from error
     return tensors
-
-
-def unwrapped(
-    tensors: Mapping[str, Tensor], model: nn.Module
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns tensors without what wrappers put in front of their names, and a note of it.
-
-    Raises:
-        ObservationError: two names become one.
-    """
-    own = {*dict(model.named_parameters()), *dict(model.named_buffers())}
-    named: dict[str, Tensor] = {}
-    stripped: set[str] = set()
-    for name, value in tensors.items():
-        short = name
-        while short not in own:
-            prefix = next((word for word in WRAPPERS if short.startswith(word)), None)
-            if prefix is None:
-                break
-            short = short.removeprefix(prefix)
-            stripped.add(prefix)
-        if short in named:
-            raise ObservationError(
-                f"expected one tensor for {short}, got two that differ by a prefix; leave one out"
-            )
-        named[short] = value
-    prefixes = ", ".join(sorted(stripped))
-    return named, [f"took {prefixes} off the names"] if stripped else []
 
 
 def _fitting(

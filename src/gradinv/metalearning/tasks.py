@@ -65,6 +65,7 @@ class Network:
         """
         model = self._bare()
         if self.weights is not None:
+            # Whatever was taken off its names, the fingerprint says whether these are the ones.
             load_weights(model, self.weights)
         # A network that a caller holds may do so already.
         if self.normalization is not None and normalization_of(model) is None:

@@ -7,8 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gradinv.errors import ModelError
+from gradinv.errors import GradinvError, ModelError
 from gradinv.files import load_tensors, save_tensors
+
+WRAPPERS = ("module.", "_module.", "_orig_mod.")
+"""What DataParallel, Opacus and torch.compile put in front of a network's names."""
 
 _SCHEMA = 1
 _NAMED = 3  # parameters of each kind of misfit that an error names
@@ -24,17 +27,21 @@ def save_weights(model: nn.Module, path: Path) -> None:
     save_tensors(path, model.state_dict(), {"kind": "weights", "schema": _SCHEMA})
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> list[str]:
     """Loads weights into ``model``, which is untouched on an error.
 
     Takes what :func:`save_weights` wrote, and the ``state_dict`` that any other program saved as
-    safetensors under the model's own names. A batch-norm counter that is missing or empty stays as
-    the model has it.
+    safetensors under the model's own names, or with what wrappers put in front of them. A
+    batch-norm counter that is missing or empty stays as the model has it.
+
+    Returns:
+        What was done to make them fit, a phrase each; empty where the names are the model's own.
 
     Raises:
         StorageError: the file is missing, a pickle or truncated.
         ModelError: the file is no set of weights, or it does not fit: the first names that are
-            missing, unexpected, of another shape or not finite are listed, and how many more.
+            missing, unexpected, of another shape or not finite are listed, and how many more; or
+            two names differ by a wrapper's prefix alone.
     """
     stored, header = load_tensors(path, what="model weights", foreign=True)
     if header.get("kind", "weights") != "weights":
@@ -42,7 +49,44 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"expected model weights at {path}, got {header['kind']!r} in its header; "
             "give a file that save_weights wrote, or a state_dict saved as safetensors"
         )
-    fill_weights(model, stored, f"the weights of this model at {path}")
+    named, notes = unwrapped(stored, model, error=ModelError)
+    fill_weights(model, named, f"the weights of this model at {path}")
+    return notes
+
+
+def unwrapped(
+    tensors: Mapping[str, Tensor], model: nn.Module, *, error: type[GradinvError]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns tensors without what wrappers put in front of their names, and a note of it.
+
+    A prefix that is a part of the model's own names stays.
+
+    Args:
+        tensors: name -> tensor.
+        model: whose names they are to have.
+        error: class of the error.
+
+    Raises:
+        GradinvError: of that class; two names become one.
+    """
+    own = {*dict(model.named_parameters()), *dict(model.named_buffers()), *model.state_dict()}
+    named: dict[str, Tensor] = {}
+    stripped: set[str] = set()
+    for name, value in tensors.items():
+        short = name
+        while short not in own:
+            prefix = next((word for word in WRAPPERS if short.startswith(word)), None)
+            if prefix is None:
+                break
+            short = short.removeprefix(prefix)
+            stripped.add(prefix)
+        if short in named:
+            raise error(
+                f"expected one tensor for {short}, got two that differ by a prefix; leave one out"
+            )
+        named[short] = value
+    prefixes = ", ".join(sorted(stripped))
+    return named, [f"took {prefixes} off the names"] if stripped else []
 
 
 def fill_weights(model: nn.Module, stored: Mapping[str, Tensor], what: str) -> None:

@@ -105,6 +105,18 @@ def identified(row: Mapping[str, Any]) -> str | None:
     return of(fraction * n, n) if is_number(fraction) and isinstance(n, int) else None
 
 
+def others(audit: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the metrics that were asked for, in the order of the audit."""
+    held = [row["others"] for row in audit["summary"] if isinstance(row.get("others"), Mapping)]
+    return list(dict.fromkeys(name for names in held for name in names))
+
+
+def other(row: Mapping[str, Any], name: str) -> Any:
+    """Returns a metric's value in a row of the summary or of an image; None where it has none."""
+    held = row.get("others")
+    return held.get(name) if isinstance(held, Mapping) else None
+
+
 def decoys(audit: Mapping[str, Any]) -> tuple[int, int] | None:
     """Returns the smallest and the largest number of decoys an image had, None without any."""
     counts = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradinv.errors import StorageError
 from gradinv.files import read_json, write_text
-from gradinv.report import words
+from gradinv.report import findings, words
 from gradinv.report.findings import check_audit
 from gradinv.report.pictures import CellPictures, load_cells
 from gradinv.report.view import page_view
@@ -78,6 +78,7 @@ def environment() -> "Environment":
         interval=words.interval,
         number=words.number,
         plain=words.plain,
+        other=findings.other,
         percent=words.percent,
         significant=words.significant,
     )

@@ -10,12 +10,23 @@ from gradinv.report.findings import (
     defenses,
     identified,
     level_of,
+    other,
+    others,
     ranking,
     sentence,
     strength,
     summary_of,
 )
-from gradinv.report.words import DASH, clean, duration, interval, is_number, number, percent
+from gradinv.report.words import (
+    DASH,
+    clean,
+    duration,
+    interval,
+    is_number,
+    number,
+    percent,
+    significant,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -59,7 +70,8 @@ class TerminalTable:
             return
         widths = {h: max(_cells(text) for text in (h, *(row[h] for row in rows))) for h in rows[0]}
         left_out = []
-        for heading in [name for name in _EXPENDABLE if name in widths]:
+        own = [name for name in widths if name.startswith("[")]
+        for heading in [*(name for name in _EXPENDABLE if name in widths), *own]:
             if _name_width(widths, options.max_width) >= min(widths["Attack"], _LEAST_NAME):
                 break
             left_out.append(heading)
@@ -116,7 +128,12 @@ def _table(
     )
     for name, width in widths.items():
         left = name in {"Attack", "Level"}
-        table.add_column(name, justify="left" if left else "right", width=width, overflow="fold")
+        table.add_column(
+            Text(name, overflow="fold"),
+            justify="left" if left else "right",
+            width=width,
+            overflow="fold",
+        )
     for index, line in enumerate(lines):
         # Text, not str: a name may hold what rich reads as markup.
         table.add_row(*map(Text, line), style="bold" if index == strongest else "")
@@ -126,8 +143,9 @@ def _table(
 def terminal_table(audit: dict[str, Any]) -> TerminalTable:
     """Returns the summary as a table, the strongest attack on each defence in bold.
 
-    LPIPS and the accuracy of recovered labels have a column only where they were measured, the
-    defence a line above its rows only where there is more than one.
+    LPIPS, the accuracy of recovered labels and metrics that were asked for (in brackets) have a
+    column only where they were measured, the defence a line above its rows only where there is
+    more than one.
 
     Raises:
         StorageError: ``audit`` is not the content of an audit.json.
@@ -136,6 +154,7 @@ def terminal_table(audit: dict[str, Any]) -> TerminalTable:
     specs = defenses(audit)
     perceptual = any(is_number(row.get("lpips_mean")) for row in audit["summary"])
     recovered = any(is_number(row.get("label_accuracy")) for row in audit["summary"])
+    metrics = others(audit)
     groups = []
     for spec in specs:
         rows = summary_of(audit, spec)
@@ -143,14 +162,18 @@ def terminal_table(audit: dict[str, Any]) -> TerminalTable:
         groups.append(
             _Group(
                 title=clean(spec) if len(specs) > 1 else None,
-                rows=tuple(_row(row, perceptual=perceptual, recovered=recovered) for row in rows),
+                rows=tuple(
+                    _row(row, metrics, perceptual=perceptual, recovered=recovered) for row in rows
+                ),
                 strongest=strongest if len(rows) > 1 else None,
             )
         )
     return TerminalTable(tuple(groups))
 
 
-def _row(row: Mapping[str, Any], *, perceptual: bool, recovered: bool) -> dict[str, str]:
+def _row(
+    row: Mapping[str, Any], metrics: Sequence[str], *, perceptual: bool, recovered: bool
+) -> dict[str, str]:
     return {
         "Attack": clean(row["attack"]),
         "Level": level_of(row) or DASH,
@@ -159,6 +182,8 @@ def _row(row: Mapping[str, Any], *, perceptual: bool, recovered: bool) -> dict[s
         "best": number(row.get("psnr_best")),
         "SSIM": number(row.get("ssim_mean"), 3),
         **({"LPIPS": number(row.get("lpips_mean"), 3)} if perceptual else {}),
+        # In brackets, so that one of an own name takes no other column's place.
+        **{f"[{clean(name)}]": significant(other(row, name)) for name in metrics},
         "identified": identified(row) or DASH,
         **({"labels found": percent(row.get("label_accuracy"))} if recovered else {}),
         "per batch": duration(row.get("seconds")),

@@ -71,6 +71,7 @@ class PageView:
     thinned: bool
     perceptual: bool
     recovered: bool
+    metrics: tuple[str, ...]
     decoys: tuple[int, int] | None
     settings: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     cells: tuple[Mapping[str, Any], ...]
@@ -98,6 +99,7 @@ def page_view(audit: Mapping[str, Any], cells: Mapping[str, CellPictures]) -> Pa
         thinned=any(curves.chart.thinned for view in views for curves in view.curves),
         perceptual=any(is_number(row.get("lpips_mean")) for row in audit["summary"]),
         recovered=any(is_number(row.get("label_accuracy")) for row in audit["summary"]),
+        metrics=tuple(findings.others(audit)),
         decoys=findings.decoys(audit),
         settings=settings_of(config),
         cells=tuple(audit["cells"]),
