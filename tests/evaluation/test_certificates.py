@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradinv.errors import ConfigError, DataError
 from gradinv.evaluation.certificates import (
+    ABOVE_LUCK,
     DROPOUT,
     NO_CLIP,
     Ceiling,
@@ -20,6 +21,7 @@ from gradinv.evaluation.certificates import (
     ceiling_sentence,
     closed_form,
     closed_form_sentence,
+    excluding_sigma,
     gram_of,
     mean_ceiling,
     refusal,
@@ -344,3 +346,19 @@ def test_sentences():
         "about one image that is right with 25 % before is right with at most 100 % after 3 "
         "updates that are each clipped as a whole"
     )
+
+
+def test_the_least_noise_that_excludes():
+    means = normal(6, 20), normal(9, 20, seed=1)
+    grams = [gram_of([{"w": row} for row in each]) for each in means]
+    sigma = excluding_sigma(grams)
+    limit = (1 / 6 + 1 / 9) / 2 + ABOVE_LUCK
+    for factor, excluded in ((1.0, True), (1 / 1.2, False)):
+        found = [bayes_ceiling_of_gram(gram, sigma * factor) for gram in grams]
+        assert (mean_ceiling(found)[1][1] <= limit) == excluded
+    # Nine rounds need three times the noise, and other units other noise.
+    assert excluding_sigma(grams, rounds=9) == pytest.approx(3 * sigma, rel=0.06)
+    assert excluding_sigma([gram * 100 for gram in grams]) == pytest.approx(10 * sigma, rel=0.06)
+    assert excluding_sigma([torch.zeros(3, 3, dtype=torch.float64)]) == 0
+    with pytest.raises(DataError, match="expected candidates of at least one image, got none"):
+        excluding_sigma([])

@@ -25,6 +25,9 @@ from gradinv.federated.defenses import Clip
 NO_CLIP = "it has no clip, so nothing bounds how far one image moves the update"
 DROPOUT = "dropout draws anew in every update, so no candidate's update is known exactly"
 
+ABOVE_LUCK = 0.1
+"""A convention: naming is excluded when no server is right more often than luck and this."""
+
 _BLOCK = 1 << 22
 """Numbers of float64 that are held at once: 32 MiB."""
 
@@ -251,6 +254,57 @@ def mean_ceiling(ceilings: Sequence[Ceiling]) -> tuple[float, tuple[float, float
     low = fmean(each.interval[0] for each in ceilings)
     high = fmean(each.interval[1] for each in ceilings)
     return fmean(each.rate for each in ceilings), (low, high)
+
+
+def excluding_sigma(
+    grams: Sequence[Float[Tensor, "candidate candidate"]],
+    *,
+    rounds: int = 1,
+    above: float = ABOVE_LUCK,
+    draws: int = 5_000,
+    seed: int = 0,
+) -> float:
+    """Returns the least noise, to 5 %, at which the mean ceiling is no more than luck and a bit.
+
+    Args:
+        grams: of the candidates of each image (:func:`gram_of`), whatever noise there is now.
+        rounds: updates on the same images at the same weights.
+        above: what the upper end of the mean ceiling's interval may be above luck.
+        draws: of the noise for each ceiling; few of them make the interval wider, and the answer
+            larger.
+        seed: of the noise.
+
+    Returns:
+        A standard deviation, in the units of the update; 0 where the candidates cannot be told
+        apart without any noise.
+
+    Raises:
+        DataError: there are no candidates, or some that are no finite Gram matrix.
+    """
+    if not grams:
+        raise DataError("expected candidates of at least one image, got none; give their Gram")
+    limit = fmean(1 / len(gram) for gram in grams) + above
+
+    def excluded(sigma: float) -> bool:
+        found = [
+            bayes_ceiling_of_gram(gram, sigma, rounds=rounds, draws=draws, seed=seed)
+            for gram in grams
+        ]
+        return mean_ceiling(found)[1][1] <= limit
+
+    widest = max(float(gram.diagonal().max()) for gram in grams)
+    if widest <= 0:
+        return 0.0
+    high = math.sqrt(rounds * widest)  # the longest of all means is one deviation away
+    while not excluded(high):
+        high *= 2
+    low = high
+    while excluded(low):
+        high, low = low, low / 2
+    while high / low > 1.05:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if excluded(middle) else (middle, high)
+    return high
 
 
 def closed_form(kappa: float, *, sensitivity: float, sigma: float, rounds: int = 1) -> float:
