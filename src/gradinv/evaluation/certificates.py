@@ -257,7 +257,7 @@ def mean_ceiling(ceilings: Sequence[Ceiling]) -> tuple[float, tuple[float, float
 
 
 def excluding_sigma(
-    grams: Sequence[Float[Tensor, "candidate candidate"]],
+    grams: Sequence[Tensor],
     *,
     rounds: int = 1,
     above: float = ABOVE_LUCK,
@@ -267,7 +267,7 @@ def excluding_sigma(
     """Returns the least noise, to 5 %, at which the mean ceiling is no more than luck and a bit.
 
     Args:
-        grams: of the candidates of each image (:func:`gram_of`), whatever noise there is now.
+        grams: (candidate, candidate) of each image (:func:`gram_of`), whatever noise there is now.
         rounds: updates on the same images at the same weights.
         above: what the upper end of the mean ceiling's interval may be above luck.
         draws: of the noise for each ceiling; few of them make the interval wider, and the answer
