@@ -153,6 +153,12 @@ def cell_words(cell: Cell) -> str:
     return f"{cell.attack} · {cell.defense} · batch {cell.batch}"
 
 
+def beat_words(beat: Beat, between: str) -> str:
+    """Returns ``z 120/400, cost 0.013``."""
+    cost = "" if beat.cost is None else f"{between}cost {beat.cost:.3g}"
+    return f"{beat.stage} {beat.step}/{beat.steps}{cost}"
+
+
 class AuditProgress(Monitor):
     """Shows an audit's progress; use it inside :meth:`shown`.
 
@@ -207,7 +213,7 @@ class AuditProgress(Monitor):
         if beat.slug not in self.tasks:
             description = cell_words(self.cells[beat.slug])
             self.tasks[beat.slug] = self.bars.add_task(description, total=1.0, detail="")
-        detail = f"{beat.stage} {beat.step}/{beat.steps} · cost {beat.cost:.3g}"
+        detail = beat_words(beat, " · ")
         self.bars.update(self.tasks[beat.slug], completed=beat.fraction, detail=detail)
         self._refresh()
 
@@ -276,7 +282,7 @@ class Told(Monitor):
     def beat(self, beat: Beat) -> None:
         """Says how far it is."""
         self.time.beat(beat.slug, beat.fraction, beat.seconds)
-        detail = f"{beat.slug}: {beat.stage} {beat.step}/{beat.steps}, cost {beat.cost:.3g}"
+        detail = f"{beat.slug}: {beat_words(beat, ', ')}"
         self.tell(self.time.fraction, f"{detail}, {left_words(self.time.left())}")
 
     def finish(self, cell: Cell) -> None:

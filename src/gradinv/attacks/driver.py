@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from gradinv.attacks.attack import Attack, Stage
@@ -25,7 +26,7 @@ from gradinv.attacks.search.cost import StageCost
 from gradinv.attacks.search.lbfgs import LBFGS
 from gradinv.attacks.search.spaces import Scene, Solution
 from gradinv.attacks.simulation import as_attacked
-from gradinv.engine import engine_for, pixel_units
+from gradinv.engine import Engine, engine_for, pixel_units
 from gradinv.engine.distances import Target
 from gradinv.errors import AttackError, PriorError
 from gradinv.federated.observation import Observation
@@ -59,27 +60,8 @@ class Search:
             require_steady(model, attack.name)
         clues = Clues.of(self.observation, model) if attack.needs_features else None
         self.scene = _scene(self.observation, model, attack, prior, clues)
-        target = Target.of(self.observation)
-        if attack.tensors is not None:
-            target = target.largest(attack.tensors)
         self.peeled = peeled
-        self.engines = [
-            FeatureEngine(model, self.observation, clues, stage.regularizers)
-            if stage.features and clues is not None
-            else engine_for(
-                model,
-                self.observation,
-                distance=attack.distance,
-                regularizers=stage.regularizers,
-                target=target,
-                soft_labels=stage.space.soft_labels,
-                way="exact" if attack.way == "bf16" else attack.way,
-                tangent_dtype=torch.bfloat16 if attack.way == "bf16" else None,
-            )
-            if peeled is None
-            else SystemEngine(peeled, (self.scene.mean, self.scene.std), stage.regularizers)
-            for stage in attack.stages
-        ]
+        self.engines = _engines(self.observation, model, attack, self.scene, clues, peeled)
         self.source = torch.Generator().manual_seed(seed)
         self.identity = run_identity(observation, attack, seed, self.scene.prior)
         self.previous: Solution | None = None
@@ -335,6 +317,76 @@ class Search:
         self.start = header["start"]
         self.stage_seconds = header["stage_seconds"]
         self.dropped = header["dropped"]
+
+
+def matching_of(
+    observation: Observation,
+    model: nn.Module,
+    attack: Attack,
+    images: Float[Tensor, "batch channel height width"],
+    *,
+    prior: Generator | None,
+    seed: int,
+    kept: int | None = None,
+    peeled: Peeled | None = None,
+) -> float:
+    """Returns the matching cost of given images in a stage of an attack, as its search has it.
+
+    For a judge, who holds the true images and asks after the attack whether it could have come to
+    them. Infinite where it is not finite.
+
+    Args:
+        observation: what the server saw, with the labels of the images.
+        model: the network that it sent.
+        attack: the attack, with its settings resolved.
+        images: in the order of the labels, in [0, 1].
+        prior: the server's generator, which sets the scene.
+        seed: of the attack: a server that was not told the order of local steps guesses one.
+        kept: which stage; the last when None.
+        peeled: what the closed form found, for the attacks that search after one.
+    """
+    weight = next(model.parameters())
+    attacked = as_attacked(observation, attack.fedavg, torch.Generator().manual_seed(seed))
+    attacked = attacked.to(weight.device, weight.dtype)
+    clues = Clues.of(attacked, model) if attack.needs_features else None
+    scene = _scene(attacked, model, attack, prior, clues)
+    engine = _engines(attacked, model, attack, scene, clues, peeled)[-1 if kept is None else kept]
+    with dropout_from((seed, 0, 0), weight.device) if dropping(model) else nullcontext():
+        return float(engine.matching(images.to(weight.device, weight.dtype)[None])[0])
+
+
+def _engines(
+    observation: Observation,
+    model: nn.Module,
+    attack: Attack,
+    scene: Scene,
+    clues: Clues | None,
+    peeled: Peeled | None,
+) -> list[Engine]:
+    """Returns what computes the cost of each stage."""
+    if peeled is not None:
+        return [
+            SystemEngine(peeled, (scene.mean, scene.std), stage.regularizers)
+            for stage in attack.stages
+        ]
+    target = Target.of(observation)
+    if attack.tensors is not None:
+        target = target.largest(attack.tensors)
+    return [
+        FeatureEngine(model, observation, clues, stage.regularizers)
+        if stage.features and clues is not None
+        else engine_for(
+            model,
+            observation,
+            distance=attack.distance,
+            regularizers=stage.regularizers,
+            target=target,
+            soft_labels=stage.space.soft_labels,
+            way="exact" if attack.way == "bf16" else attack.way,
+            tangent_dtype=torch.bfloat16 if attack.way == "bf16" else None,
+        )
+        for stage in attack.stages
+    ]
 
 
 def _scene(

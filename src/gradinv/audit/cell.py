@@ -29,11 +29,19 @@ from gradinv.audit.plan import Cell, derive_seed
 from gradinv.audit.rows import attack_row, finite, picture_tensors, to_uint8
 from gradinv.audit.setup import Setup
 from gradinv.audit.store import Store
+from gradinv.audit.truth import truth_row
 from gradinv.data import ClientBatch
 from gradinv.evaluation.evaluate import Evaluation, Metric, evaluate, label_accuracy
 from gradinv.evaluation.lpips import Lpips
 from gradinv.evaluation.metrics import psnr
-from gradinv.federated import Defense, Observation, Protocol, Reveal, observe, trainable
+from gradinv.federated import (
+    Defense,
+    Observation,
+    Protocol,
+    Reveal,
+    observe,
+    trainable,
+)
 from gradinv.priors import Generator
 
 CHECKPOINT_SECONDS = 30.0
@@ -55,7 +63,7 @@ class Beat:
         step: steps done.
         steps: steps in all.
         seconds: spent on it, before an interruption included.
-        cost: smallest matching cost over the restarts.
+        cost: smallest matching cost over the restarts; None where there is no such thing.
     """
 
     slug: str
@@ -64,7 +72,7 @@ class Beat:
     step: int
     steps: int
     seconds: float
-    cost: float
+    cost: float | None
 
 
 def observe_cell(
@@ -251,8 +259,9 @@ def check_runnable(setup: Setup) -> dict[str, Preflight]:
         for name, attack in setup.server.attacks.items():
             if isinstance(attack, AnalyticAttack):
                 require_peelable(observation, setup.model, name)
-    for batch in setup.client.batches:
-        setup.judge.decoys(batch)
+    for number, batch in enumerate(setup.client.batches):
+        setup.judge.decoys(batch, number)
+        setup.judge.lists(batch, number)
     return found
 
 
@@ -297,7 +306,7 @@ def compute_cell(
         reconstruction.images,
         batch,
         lpips=setup.judge.lpips,
-        decoys=setup.judge.decoys(batch),
+        decoys=setup.judge.decoys(batch, cell.batch),
         metrics=setup.judge.metrics,
     )
     order = list(evaluation.permutation)
@@ -308,6 +317,15 @@ def compute_cell(
         "seed": setup.config.seed,
         "attack_seed": seed,
         **attack_row(reconstruction),
+        "truth": truth_row(
+            observation,
+            setup.model,
+            setup.server.attacks[cell.attack],
+            batch,
+            reconstruction,
+            prior=setup.server.prior,
+            seed=seed,
+        ),
         "images": [score.row() for score in evaluation.images],
     }
     if row["label_recovery"] is not None:

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from gradinv.attacks import Attack, preset
-from gradinv.audit.plan import AuditConfig, read_normalization
+from gradinv.audit.plan import AuditConfig, derive_seed, read_normalization
 from gradinv.data import ImageSet, load_images
 from gradinv.data.check import require_sound
 from gradinv.data.classes import parse_classes
 from gradinv.errors import ConfigError, DataError, PriorError
+from gradinv.evaluation.candidates.lists import candidate_rows
 from gradinv.evaluation.controls import decoy_rows
 from gradinv.evaluation.evaluate import Metric, metric_of
 from gradinv.evaluation.lpips import Lpips
@@ -92,12 +93,32 @@ def load_inputs(config: AuditConfig, *, look: bool = True) -> Inputs:
     images, model = images_and_network(config, config.data, note=notes.append)
     if look:
         drawn = images.draw(batch_size=config.batch_size, count=config.batches, seed=config.seed)
-        decoys = (decoy_rows(images, ids, seed=config.seed) for ids in drawn)
-        require_sound(images, chain(*drawn, *chain(*decoys)))
+        require_sound(images, chain(*drawn, *judged_rows(images, drawn, config)))
     wanted = config.data is None and any(attack.uses_prior for attack in attacks.values())
     prior = load_prior(config.prior, device=resolve_device(config.device), embedded=wanted)
     lpips = None if config.lpips_weights is None else Lpips(Path(config.lpips_weights))
     return Inputs(attacks, defenses, images, model, prior, lpips, metrics, tuple(notes))
+
+
+def judged_rows(
+    images: ImageSet, drawn: Sequence[Sequence[int]], config: AuditConfig
+) -> list[list[int]]:
+    """Returns which images the judge looks at beside those of the client's batches.
+
+    Args:
+        images: the set.
+        drawn: indices of each batch's images.
+        config: the settings.
+    """
+    rows: list[list[int]] = []
+    for number, ids in enumerate(drawn):
+        decoys, candidates = (
+            derive_seed(config.seed, purpose, number) for purpose in ("decoys", "candidates")
+        )
+        rows += decoy_rows(images, ids, seed=decoys)
+        listed, others = candidate_rows(images, ids, count=config.candidates, seed=candidates)
+        rows += [*listed, others or []]
+    return rows
 
 
 def model_info(config: AuditConfig) -> dict[str, str]:

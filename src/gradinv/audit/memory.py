@@ -44,6 +44,10 @@ class MemoryStore:
         """Returns a finished cell's row."""
         return self.rows[cell]
 
+    def load_pictures(self, cell: Cell) -> dict[str, Tensor]:
+        """Returns a finished cell's pictures and curves by name."""
+        return self.pictures[cell][0]
+
     def save_checkpoint(self, cell: Cell, checkpoint: Checkpoint) -> None:
         """Drops it: what is in memory alone ends with the process."""
 

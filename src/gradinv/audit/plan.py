@@ -16,12 +16,15 @@ from tyro.conf import arg
 from gradinv.errors import ConfigError
 from gradinv.seeds import require_seed
 
-DEFAULT_ATTACKS = ("gi-x", "gi-z/w")
-DEFAULT_DEFENSES = ("sparsify:0.95",)
+DEFAULT_ATTACKS = ("gi-x", "gi-z/w", "standard")
+DEFAULT_DEFENSES = ("none", "sparsify:0.95")
+
+CANDIDATES = "candidates"
+"""What a cell of candidate search has in an attack's place."""
 
 # Settings that say where and how fast, not what: they may differ when an audit is continued. What
 # follows from other settings and inputs is not compared beside them.
-NOT_IDENTITY = ("out", "workers", "batch_norm_layers", "budget")
+NOT_IDENTITY = ("out", "workers", "title", "owner", "batch_norm_layers", "budget")
 
 
 def _hint(default: str, metavar: str) -> Any:
@@ -75,9 +78,9 @@ class AuditConfig:
     """Loss: cross-entropy, bce, cross-entropy:smoothing=0.1,reduction=sum, or module:factory."""
     reveal_order: bool = False
     """The server knows which images made which local step (fedavg): the upper bound."""
-    attack: Annotated[tuple[str, ...], _hint("gi-x and gi-z/w; repeatable", "NAME")] = ()
+    attack: Annotated[tuple[str, ...], _hint("gi-x, gi-z/w and standard; repeatable", "NAME")] = ()
     """An attack, such as gi-x, gi-z, gi-w, gi-z/x or gi-z/w, or package.module:attack."""
-    defense: Annotated[tuple[str, ...], _hint("sparsify:0.95; repeatable", "SPEC")] = ()
+    defense: Annotated[tuple[str, ...], _hint("none and sparsify:0.95; repeatable", "SPEC")] = ()
     """A defence: none, noise:SIGMA, sparsify:FRACTION, clip:NORM, or a chain clip:1+noise:0.01."""
     reveal_bn: Literal["none", "running", "exact"] = "none"
     """Batch-norm statistics that the server knows; attacks ending in +bn need running or exact."""
@@ -87,6 +90,10 @@ class AuditConfig:
         str | None, _hint("the embedded one for the embedded images, none for others", "DIR")
     ] = None
     """The server's generator: a folder of a prior, embedded, or package.module:object."""
+    candidates: int = 64
+    """Images that candidate search chooses among for each image, itself included."""
+    rounds: int = 1
+    """Updates on the same images at these weights, which certificates and epsilon speak of."""
     steps_scale: float = 1.0
     """Multiplies the steps of every stage of every attack."""
     restarts: Annotated[int | None, _hint("the attack's own", "N")] = None
@@ -103,6 +110,10 @@ class AuditConfig:
     """SqueezeNet 1.1 weights (npz) for LPIPS."""
     metric: Annotated[tuple[str, ...], _hint("none; repeatable", "SPEC")] = ()
     """A further metric of every image: mse, psnr, ssim or package.module:function."""
+    title: Annotated[str | None, _hint("none", "TEXT")] = None
+    """What the report is called."""
+    owner: Annotated[str | None, _hint("none", "TEXT")] = None
+    """Who ran the audit and answers for it, for the report."""
     workers: Annotated[int | None, _hint("one per usable core; one on CUDA", "N")] = None
     """Processes, each with one thread; results do not depend on it."""
 
@@ -129,6 +140,11 @@ class AuditConfig:
         read_normalization(self.mean, self.std)
         for name in ("attack", "defense", "metric"):
             _require_distinct(name, getattr(self, name))
+        if CANDIDATES in self.attack:
+            raise ConfigError(
+                f"expected an attack by another name than {CANDIDATES}, which is the judge's own "
+                "search and part of every audit, got it; leave it out"
+            )
         if self.protocol == "fedavg":
             self._fill_in_local_training()
         else:
@@ -191,8 +207,8 @@ class AuditConfig:
     def settings(self) -> dict[str, Any]:
         """Returns every setting as JSON holds it.
 
-        The usual loss and optimiser, and metrics where none were asked for, are left out, as in
-        audits from before there were others.
+        The usual loss and optimiser, and metrics, a title and an owner where there are none, are
+        left out, as in audits from before there were others.
         """
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -203,11 +219,12 @@ class AuditConfig:
 
 _LEAST = {
     "image_size": 8, "batch_size": 1, "batches": 1, "restarts": 1, "workers": 1,
+    "candidates": 2, "rounds": 1,
     "local_epochs": 1, "local_batch_size": 1,
 }  # fmt: skip
 
 _CLIENT = {"loss": "cross-entropy", "optimizer": "sgd"}
-_LEFT_OUT: dict[str, Any] = {**_CLIENT, "metric": ()}
+_LEFT_OUT: dict[str, Any] = {**_CLIENT, "metric": (), "title": None, "owner": None}
 
 # Settings of local training with their defaults; None stands for the whole batch.
 _LOCAL: dict[str, float | None] = {
@@ -273,7 +290,7 @@ class Cell:
     """One attack on one batch under one defence: the unit of work, of storage and of resuming.
 
     Attributes:
-        attack: name of the attack.
+        attack: name of the attack; :data:`CANDIDATES` for the judge's own search.
         defense: spec of the defence.
         batch: index of the client batch.
     """
@@ -281,6 +298,11 @@ class Cell:
     attack: str
     defense: str
     batch: int
+
+    @property
+    def is_candidates(self) -> bool:
+        """Whether it is the judge's search among known images, no attack."""
+        return self.attack == CANDIDATES
 
     @property
     def slug(self) -> str:
@@ -293,22 +315,30 @@ def _plain(text: str) -> str:
 
 
 def cells_of(config: AuditConfig) -> tuple[Cell, ...]:
-    """Returns the audit's cells in the order of the tables: defence, then attack, then batch."""
+    """Returns the audit's cells in the order of the tables: defence, then attack, then batch.
+
+    Candidate search comes after the attacks on a defence.
+    """
     return tuple(
         Cell(attack, defense, batch)
         for defense in config.defense
-        for attack in config.attack
+        for attack in (*config.attack, CANDIDATES)
         for batch in range(config.batches)
     )
 
 
-def derive_seed(seed: int, purpose: Literal["defense", "attack"], batch: int) -> int:
+Purpose = Literal["defense", "attack", "decoys", "candidates", "control", "prior"]
+"""What chance is for: the client's noise and order of local steps, the server's starts, the judge's
+decoys, its candidates, another client's update, and pictures of the prior alone."""
+
+
+def derive_seed(seed: int, purpose: Purpose, batch: int) -> int:
     """Returns the seed of one source of chance in one batch's cells.
 
     The first four bytes of SHA-256 of ``"<seed>/<purpose>/<batch>"``, as a number. So the client's
     noise and the server's starts are independent of each other (a server that could draw the
-    client's noise again would subtract it), and the same batch meets the same noise and the same
-    starts whatever else is in the audit.
+    client's noise again would subtract it), the judge's decoys are others for every batch, and the
+    same batch meets the same noise, starts and decoys whatever else is in the audit.
 
     >>> derive_seed(0, "attack", 0)
     243475243

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from gradinv.attacks.preflight import Preflight
-from gradinv.audit.cell import Beat, check_runnable, compute_cell
+from gradinv.audit.cell import Beat, check_runnable
 from gradinv.audit.inputs import load_inputs
 from gradinv.audit.interruption import (
     Interruption,
@@ -33,6 +33,7 @@ from gradinv.audit.interruption import (
     signals_held,
 )
 from gradinv.audit.plan import AuditConfig, Cell, cells_of
+from gradinv.audit.searching import compute
 from gradinv.audit.setup import Setup, prepare
 from gradinv.audit.store import RunStore, Store
 from gradinv.audit.summary import assemble, preflight_notes
@@ -149,7 +150,7 @@ def run_cells(
     left = sorted(
         (cell for cell in cells if cell not in finished),
         # Long ones first: a long one that starts last keeps one core busy and the others idle.
-        key=lambda cell: setup.server.attacks[cell.attack].total_work,
+        key=setup.work,
         reverse=True,
     )
     workers = worker_count(config, setup.device, len(left))
@@ -164,7 +165,9 @@ def run_cells(
             _run_here(setup, left, store, interrupted, monitor)
         if not all(store.is_finished(cell) for cell in cells):
             raise AuditStopped(store.folder)
-    audit = assemble(setup, [store.load_row(cell) for cell in cells], found)
+    with one_thread():
+        rows = {cell: store.load_row(cell) for cell in cells}
+        audit = assemble(setup, rows, found, store.load_pictures)
     store.write_audit(audit)
     return audit
 
@@ -202,7 +205,7 @@ def _run_here(
                 return
             interrupted.leave_at_once()  # until its first step, which a closed form never takes
             try:
-                whole = compute_cell(setup, cell, store, stop=interrupted, report=monitor.beat)
+                whole = compute(setup, cell, store, stop=interrupted, report=monitor.beat)
             except LeftAtOnce:
                 return
             if not whole:
@@ -286,7 +289,7 @@ def _work(cell: Cell) -> bool:
         if not isinstance(given, Setup):
             given = prepare(given, load_inputs(given, look=False))
         _WORKER["setup"] = given
-    return compute_cell(
+    return compute(
         _WORKER["setup"],
         cell,
         _WORKER["store"],

@@ -5,6 +5,7 @@ The three sides are separate values: what the client holds never lies beside wha
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,13 +18,19 @@ from gradinv.attacks import AnalyticAttack, Attack, rank_analysis
 from gradinv.attacks.recursion.ranks import rank_sentence
 from gradinv.audit.budget import budget_note, budgets
 from gradinv.audit.inputs import Inputs, check_prior_fits, load_inputs, model_info
-from gradinv.audit.plan import AuditConfig
+from gradinv.audit.plan import AuditConfig, Cell, derive_seed
 from gradinv.audit.protocol import local_training_note, protocol_of, reveal_of
 from gradinv.audit.ways import way_notes
 from gradinv.data import ClientBatch, ImageSet, fingerprint_batches
 from gradinv.data.classes import parse_classes
 from gradinv.environment import versions
 from gradinv.errors import AttackError, ConfigError
+from gradinv.evaluation.candidates import (
+    CandidateLists,
+    affordable,
+    affordable_note,
+    candidate_lists,
+)
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.evaluate import Metric, measured
 from gradinv.evaluation.lpips import Lpips
@@ -73,21 +80,45 @@ class Judge:
         images: the whole image set, from which decoys are drawn.
         lpips: the perceptual metric, if its weights were given.
         seed: decides the decoys.
+        candidates: how many images candidate search chooses among for each place.
         metrics: name -> further metrics of the matched images.
     """
 
     images: ImageSet
     lpips: Lpips | None
     seed: int
+    candidates: int
     metrics: Mapping[str, Metric] = field(default_factory=dict)
 
-    def decoys(self, batch: ClientBatch) -> Float[Tensor, "batch decoy channel height width"]:
+    def decoys(
+        self, batch: ClientBatch, number: int
+    ) -> Float[Tensor, "batch decoy channel height width"]:
         """Returns other images of the set for each image of the batch; the same at every call.
+
+        Each batch has its own: with the same ones for all, what luck identifies in one batch it
+        would often identify in the others too.
+
+        Args:
+            batch: the client's.
+            number: which one.
 
         Raises:
             DataError: one of them cannot be decoded.
         """
-        return decoys_for(self.images, batch, seed=self.seed)
+        return decoys_for(self.images, batch, seed=derive_seed(self.seed, "decoys", number))
+
+    def lists(self, batch: ClientBatch, number: int) -> CandidateLists:
+        """Returns the candidates of each image of the batch; the same at every call.
+
+        Args:
+            batch: the client's.
+            number: which one.
+
+        Raises:
+            DataError: one of them cannot be decoded.
+        """
+        seed = derive_seed(self.seed, "candidates", number)
+        return candidate_lists(self.images, batch, count=self.candidates, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +171,13 @@ class Setup:
             },
         }
 
+    def work(self, cell: Cell) -> float:
+        """Returns how long a cell takes beside the others, in steps and restarts.
+
+        Candidate search has no steps, and comes first: it may be the longest.
+        """
+        return math.inf if cell.is_candidates else self.server.attacks[cell.attack].total_work
+
     def described_attacks(self) -> dict[str, Any]:
         """Returns every number of every attack as JSON holds it."""
         return {name: attack.describe() for name, attack in self.server.attacks.items()}
@@ -190,8 +228,19 @@ class Setup:
             )
         if (budget := budget_note(self.server.budget)) is not None:
             notes.append(budget)
+        fewer = affordable_note(self.config.candidates, self.judge.candidates, self.model)
+        if fewer is not None:
+            notes.append(fewer)
+        if "none" not in self.config.defense:
+            notes.append(
+                "The undefended update was left out, so nothing here says what a defence is worth; "
+                "add --defense none."
+            )
         if self.config.batches == 1:
-            notes.append("No confidence interval: it needs at least 2 batches.")
+            notes.append(
+                "No confidence interval and no placebo (the same attack on another batch's "
+                "update): they need at least 2 batches."
+            )
         if self.config.seconds is not None:
             notes.append(
                 f"Attacks were limited to {self.config.seconds:g} s each, so their results depend "
@@ -235,7 +284,13 @@ def prepare(config: AuditConfig, inputs: Inputs | None = None) -> Setup:
         reveal=reveal_of(config),
         client=Client(images, batches, inputs.defenses),
         server=Server(attacks, inputs.prior, budgets(attacks, inputs.attacks)),
-        judge=Judge(images, inputs.lpips, config.seed, inputs.metrics),
+        judge=Judge(
+            images,
+            inputs.lpips,
+            config.seed,
+            affordable(inputs.model, config.candidates),
+            inputs.metrics,
+        ),
         loaded=inputs.notes,
     )
 

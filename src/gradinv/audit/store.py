@@ -48,6 +48,10 @@ class Store(Protocol):
         """Returns a finished cell's row."""
         ...
 
+    def load_pictures(self, cell: Cell) -> dict[str, Tensor]:
+        """Returns a finished cell's pictures and curves by name."""
+        ...
+
     def save_checkpoint(self, cell: Cell, checkpoint: Checkpoint) -> None:
         """Stores where an unfinished cell is."""
         ...
@@ -195,6 +199,15 @@ class RunStore:
                 f"{self._mend(cell)}"
             )
         return row
+
+    def load_pictures(self, cell: Cell) -> dict[str, Tensor]:
+        """Returns a finished cell's pictures and curves by name.
+
+        Raises:
+            StorageError: they cannot be read; the files to delete are named.
+        """
+        what, mend = "the pictures of a cell", self._mend(cell)
+        return load_tensors(self.tensors_path(cell), what=what, mend=mend)[0]
 
     def require_whole(self, cell: Cell) -> None:
         """Checks that a finished cell can be read, before hours are spent on the others.

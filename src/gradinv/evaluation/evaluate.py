@@ -23,9 +23,8 @@ Metric = Callable[[Tensor, Tensor], Tensor]
 
 PSNR_CEILING = 100.0
 """PSNR of equal images in decibels: JSON has no infinity."""
-UNMISTAKABLE = 4.0
-"""How many times larger the squared error of the nearest decoy is (6 dB). How often pictures that
-know nothing but the label come so near is in ``results/verdict.json``."""
+NEARLY = 0.02
+"""A share of the decoys: as many may be nearer to a picture that is still of this very image."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,10 @@ class ImageScore:
         rank: how many decoys, matched as the original was, are nearer to their reconstruction.
         decoys: how many other images of the label it was compared with; 0 without the control.
         nearest_decoy: mean squared error of the nearest of those; ``None`` without any.
+        second_decoy: of the next one; ``None`` without two.
+        ssim_without: the best SSIM of a picture that knows nothing of this image
+            (:mod:`gradinv.audit.baselines`); ``None`` where none was made.
+        lpips_without: likewise the least LPIPS.
         others: name -> value of the metrics that were asked for beside these; ``None`` where it is
             not finite.
     """
@@ -57,6 +60,9 @@ class ImageScore:
     rank: int
     decoys: int
     nearest_decoy: float | None = None
+    second_decoy: float | None = None
+    ssim_without: float | None = None
+    lpips_without: float | None = None
     others: Mapping[str, float | None] = field(default_factory=dict, hash=False)
 
     def row(self) -> dict[str, Any]:
@@ -70,9 +76,28 @@ class ImageScore:
         return self.decoys > 0 and self.rank == 0
 
     @property
-    def unmistakable(self) -> bool:
-        """Whether the original is so much nearer than any decoy that luck is out of question."""
-        return self.nearest_decoy is not None and UNMISTAKABLE * self.mse < self.nearest_decoy
+    def recognisable(self) -> bool:
+        """Whether the picture is of this image, and better than any that knows nothing of it.
+
+        At most :data:`NEARLY` of the decoys may be nearer to it. A likeness alone shows nothing:
+        the mean face has an SSIM of 0.46 with a face.
+        """
+        if not self.decoys or self.ssim_without is None:
+            return False
+        better = self.ssim > self.ssim_without
+        if self.lpips is not None and self.lpips_without is not None:
+            better &= self.lpips < self.lpips_without
+        return better and self.rank <= NEARLY * self.decoys
+
+    @property
+    def luck(self) -> float:
+        """How likely luck alone identifies the image; 0 without decoys."""
+        return 1 / (self.decoys + 1) if self.decoys else 0.0
+
+    @property
+    def luck_recognisable(self) -> float:
+        """How likely luck alone makes it recognisable, at most."""
+        return (math.floor(NEARLY * self.decoys) + 1) * self.luck
 
 
 @dataclass(frozen=True)
@@ -144,6 +169,7 @@ def evaluate(
     among_decoys = candidate_errors(preds, target, decoys)
     ranks = ranks_of(among_decoys)
     candidates = count_decoys(decoys)
+    nearest = among_decoys[:, 1:].sort(dim=1).values
     return Evaluation(
         tuple(
             ImageScore(
@@ -156,7 +182,8 @@ def evaluate(
                 lpips=None if distances is None else float(distances[i]),
                 rank=int(ranks[i]),
                 decoys=int(candidates[i]),
-                nearest_decoy=float(among_decoys[i, 1:].min()) if candidates[i] else None,
+                nearest_decoy=float(nearest[i, 0]) if candidates[i] else None,
+                second_decoy=float(nearest[i, 1]) if candidates[i] > 1 else None,
                 others={name: values[i] for name, values in others.items()},
             )
             for i in range(len(batch))

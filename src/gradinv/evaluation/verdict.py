@@ -1,54 +1,38 @@
-"""What the scores of one attack under one defence mean for somebody who must sign off a setting.
+"""What the scores of one attack under one defence show, and what they leave open.
 
 Two questions are asked of each image. Is it *identified*: nearest to the reconstruction among
-other images of its label? And is it *recognisable*: identified, with an SSIM of at least 0.4?
-SSIM alone proves nothing, since two images of one label can be that alike; identification alone
-tells which image it was, but need not show what is on it. Luck identifies some, so counts are
-compared with luck; but one image that comes back *unmistakably*, far nearer than any other of its
-label, is a leak whatever became of the others. Where that cannot be asked, or the answer could not
-have been yes, nothing is decided: an attack that never got going has found nothing out.
+other images of its label? And is it *recognisable*: better than any picture that knows nothing of
+it? Luck identifies some, so counts are compared with luck; but one image that comes back far
+nearer than luck brings any is a leak whatever became of the others. That an attack found nothing
+is no level of its own: it leaves the question open, and the sentence says what would decide it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from statistics import fmean
 
-import numpy as np
-
 from gradinv.errors import DataError
 from gradinv.evaluation.evaluate import ImageScore
+from gradinv.evaluation.luck import chance_of, chances_so_near
 
-RECOGNISABLE_SSIM = 0.4
-"""A convention: what the best attacks of Jeon et al. 2021 reach (Table 1: 0.39 and 0.43)."""
 SIGNIFICANCE = 0.05
-"""A count is beyond chance when luck alone gives at least as many less often than this."""
-_STUCK = (
-    "the attack did not get going, which says nothing about the setting; mend what keeps it from "
-    "that, and audit again"
-)
-_NOTHING_TRIED = (
-    "nothing was tried in earnest; check the prior and the weights, or lower the attack's learning "
-    "rate, and audit again"
-)
-CAVEAT = (
-    "Failure of these attacks is no proof of safety: it bounds what they found with this budget, "
-    "prior and threat model"
-)
+"""How often all that is asked of one defence may find a leak where there is none."""
+ATTACKS, CANDIDATES = 0.03, 0.02
+"""The parts of that for all attacks together, and for candidate search."""
 
 
 class Level(Enum):
     """How bad it is, mildest first."""
 
-    NONE_FOUND = "NONE FOUND"
-    """No more images identified than chance explains."""
-    UNDECIDED = "UNDECIDED"
-    """Too few images or decoys to tell a leak from luck, images that had no decoy, or an attack
-    that never got going."""
+    EXCLUDED = "EXCLUDED"
+    """A certificate: no server names more of these images than luck and a little."""
+    OPEN = "OPEN"
+    """No leak was shown, and none is excluded."""
     PARTIAL = "PARTIAL"
-    """More images identified than chance explains, or one of them unmistakably."""
+    """More images identified, or named among candidates, than luck explains."""
     SEVERE = "SEVERE"
-    """More images recognisable than chance explains, or one of them unmistakably."""
+    """Images come back recognisably, more than luck explains or one of them beyond doubt."""
 
     @property
     def severity(self) -> int:
@@ -57,26 +41,76 @@ class Level(Enum):
 
 
 @dataclass(frozen=True)
+class Tried:
+    """How an attack was run, as far as its failure may say nothing about the setting.
+
+    Attributes:
+        batches: all of them.
+        failed: those on which it left the finite numbers.
+        stuck: those on which its matching cost never fell below where it began.
+        stalled: those on which the true images match clearly better than what it ended with.
+        blocked: what the preflight found that keeps any attack from getting going.
+        budget: its steps, as a part of its preset's.
+        memorised: why its prior, not the update, may know the images.
+    """
+
+    batches: int = 1
+    failed: int = 0
+    stuck: int = 0
+    stalled: int = 0
+    blocked: str | None = None
+    budget: float = 1.0
+    memorised: str | None = None
+
+    def reasons(self) -> list[str]:
+        """Returns why finding nothing says little, a phrase each."""
+        found = []
+        if self.failed:
+            found.append(f"it left the finite numbers on {self.failed} of {self.batches} batches")
+        if self.stuck:
+            found.append(f"its matching cost never fell on {self.stuck} of {self.batches} batches")
+        if self.blocked is not None:
+            found.append(self.blocked)
+        if self.stalled:
+            found.append(
+                f"it stalled on {self.stalled} of {self.batches} batches, where the true images "
+                "match clearly better than what it found"
+            )
+        if self.budget < 1:
+            found.append(f"it did {100 * self.budget:.3g} % of its preset's steps, a first look")
+        return found
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A level, the numbers it rests on, and the sentence that says so.
 
     Args:
-        level: how bad it is.
-        sentence: level, evidence and what to do, in one line.
+        level: ``SEVERE``, ``PARTIAL`` or ``OPEN``.
+        evidence: what was found, without level and advice.
+        reasons: why it is open, a phrase each; none where a leak was shown.
+        advice: what to do.
         images: how many images were judged.
         identified: how many were nearest among their candidates.
-        recognisable: how many of those have an SSIM of at least :data:`RECOGNISABLE_SSIM`.
+        recognisable: how many of those are better than what knows nothing of them.
         ssim: mean over the images.
         psnr: mean over the images, decibels.
     """
 
     level: Level
-    sentence: str
+    evidence: str
+    reasons: tuple[str, ...]
+    advice: str
     images: int
     identified: int
     recognisable: int
     ssim: float
     psnr: float
+
+    @property
+    def sentence(self) -> str:
+        """Level, evidence and what to do, in one line."""
+        return f"{self.level.value}: {'; '.join((self.evidence, *self.reasons))}: {self.advice}"
 
     def __str__(self) -> str:
         return self.sentence
@@ -87,22 +121,25 @@ def judge(
     *,
     attack: str = "the attack",
     defense: str = "none",
-    failed: int = 0,
-    stuck: int = 0,
-    blocked: str | None = None,
-    batches: int = 1,
+    tried: Tried = Tried(),
+    significance: float = ATTACKS,
+    ceiling: float = 0.0,
 ) -> Verdict:
     """Judges all scores of one attack under one defence.
+
+    Half of the significance goes to the count of identified images, half to the one that came
+    nearest. Only where one of them shows a leak is it asked whether images are recognisable, so
+    that this costs no error of its own.
 
     Args:
         scores: of the images of all batches on which the attack did not fail, or of all of them if
             it failed on all.
         attack: what the sentence calls the attack.
         defense: what the sentence calls the defence; ``"none"`` is not mentioned.
-        failed: batches on which the attack left the finite numbers: that is no failure of the leak.
-        stuck: batches on which its matching cost never fell below where it began.
-        blocked: what the preflight found that keeps any attack from getting going.
-        batches: all of them.
+        tried: how the attack was run.
+        significance: how often it may find a leak where there is none.
+        ceiling: what share of the images no server can identify more of, where there is a
+            certificate; no count up to that is a leak.
 
     Raises:
         DataError: no scores.
@@ -111,63 +148,32 @@ def judge(
         raise DataError(
             f"expected scores of at least one image for {attack}, got none; judge finished cells"
         )
-    found = _Counts.of(scores)
-    if failed >= batches:
-        level = Level.UNDECIDED
-    elif found.clear_beyond_luck or found.unmistakable_and_clear:
+    found = _Counts.of(scores, ceiling)
+    usable = tried.failed < tried.batches and tried.memorised is None
+    shown = usable and (found.counted(significance / 2) or found.near(significance / 2))
+    if not shown:
+        level = Level.OPEN
+    elif found.shown_recognisably(significance / 2):
         level = Level.SEVERE
-    elif found.hits_beyond_luck or found.unmistakable:
-        level = Level.PARTIAL
-    elif any(
-        (failed, stuck, blocked is not None, found.powerless, found.alike_without_decoys)
-    ) or found.clear > sum(found.luck):
-        level = Level.UNDECIDED
     else:
-        level = Level.NONE_FOUND
-    reasons = [f"it left the finite numbers on {failed} of {batches} batches"] if failed else []
-    reasons += [f"its matching cost never fell on {stuck} of {batches} batches"] if stuck else []
-    reasons += [] if blocked is None else [blocked]
-    advice = _NOTHING_TRIED if failed >= batches else _advice(level)
-    if level is Level.UNDECIDED and failed < batches and (stuck or blocked is not None):
-        advice = _STUCK
-    psnr, ssim = fmean(score.psnr for score in scores), fmean(score.ssim for score in scores)
+        level = Level.PARTIAL
+    reasons = tried.reasons()
+    if level is Level.OPEN:
+        if tried.memorised is not None:
+            reasons.insert(0, tried.memorised)
+        if found.powerless(significance / 2):
+            reasons.append("too few images, or others of their labels, to tell a leak from luck")
     return Verdict(
         level=level,
-        sentence=f"{level.value}: "
-        + "; ".join([_evidence(scores, found, attack, defense), *reasons])
-        + f": {advice}",
+        evidence=_evidence(scores, found, attack, defense),
+        reasons=tuple(reasons),
+        advice=_advice(level, tried, powerless=found.powerless(significance / 2)),
         images=len(scores),
         identified=found.hits,
         recognisable=found.clear,
-        ssim=ssim,
-        psnr=psnr,
+        ssim=fmean(score.ssim for score in scores),
+        psnr=fmean(score.psnr for score in scores),
     )
-
-
-def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """Returns the gravest verdict, ties broken by mean SSIM: a setting is as safe as that says.
-
-    Raises:
-        DataError: no verdicts.
-    """
-    ranked = sorted(verdicts, key=lambda verdict: (verdict.level.severity, verdict.ssim))
-    if not ranked:
-        raise DataError("expected at least one verdict, got none; run at least one attack")
-    return ranked[-1]
-
-
-def chance_of(hits: int, luck: Sequence[float]) -> float:
-    """Returns how likely luck alone gives at least ``hits``, one probability for each image.
-
-    The upper tail of the Poisson binomial distribution: images have different numbers of decoys.
-
-    >>> chance_of(1, [0.5, 0.5])
-    0.75
-    """
-    distribution = np.ones(1)
-    for probability in luck:
-        distribution = np.convolve(distribution, [1 - probability, probability])
-    return float(distribution[hits:].sum())
 
 
 @dataclass(frozen=True)
@@ -176,44 +182,50 @@ class _Counts:
 
     Attributes:
         luck: of each image that has decoys, how likely luck alone identifies it.
+        expected: how many luck identifies, without any ceiling.
+        luck_clear: how likely luck makes it recognisable.
         hits: images identified.
         clear: images recognisable.
-        unmistakable: images identified beyond doubt.
-        unmistakable_and_clear: of those the recognisable ones.
-        alike_without_decoys: images that are alike enough, with nothing to compare them with.
+        nearest: the chance of the image that came nearest, and whether it is recognisable.
     """
 
     luck: tuple[float, ...]
+    expected: float
+    luck_clear: tuple[float, ...]
     hits: int
     clear: int
-    unmistakable: int
-    unmistakable_and_clear: int
-    alike_without_decoys: int
+    nearest: tuple[tuple[float, bool], ...]
 
     @classmethod
-    def of(cls, scores: Sequence[ImageScore]) -> "_Counts":
-        alike = [score for score in scores if score.ssim >= RECOGNISABLE_SSIM]
+    def of(cls, scores: Sequence[ImageScore], ceiling: float) -> "_Counts":
+        tried = [score for score in scores if score.decoys]
+        near = zip(chances_so_near(scores), scores, strict=True)
         return cls(
-            luck=tuple(1 / (score.decoys + 1) for score in scores if score.decoys),
-            hits=sum(score.identified for score in scores),
-            clear=sum(score.identified for score in alike),
-            unmistakable=sum(score.unmistakable for score in scores),
-            unmistakable_and_clear=sum(score.unmistakable for score in alike),
-            alike_without_decoys=sum(not score.decoys for score in alike),
+            luck=tuple(max(score.luck, ceiling) for score in tried),
+            expected=sum(score.luck for score in tried),
+            luck_clear=tuple(max(score.luck_recognisable, ceiling) for score in tried),
+            hits=sum(score.identified for score in tried),
+            clear=sum(score.recognisable for score in tried),
+            # Behind a certificate one image that is near proves nothing: it says how often one is.
+            nearest=tuple((chance, score.recognisable) for chance, score in near if not ceiling),
         )
 
-    @property
-    def hits_beyond_luck(self) -> bool:
-        return chance_of(self.hits, self.luck) < SIGNIFICANCE
+    def counted(self, level: float) -> bool:
+        """Whether more images were identified than luck explains."""
+        return chance_of(self.hits, self.luck) < level
 
-    @property
-    def clear_beyond_luck(self) -> bool:
-        return chance_of(self.clear, self.luck) < SIGNIFICANCE
+    def near(self, level: float) -> bool:
+        """Whether one image came nearer than luck brings any."""
+        return any(chance < level for chance, _ in self.nearest)
 
-    @property
-    def powerless(self) -> bool:
+    def shown_recognisably(self, level: float) -> bool:
+        """Whether recognisable images are more than luck, or one that came so near is."""
+        counted = self.counted(level) and chance_of(self.clear, self.luck_clear) < level
+        return counted or any(chance < level and clear for chance, clear in self.nearest)
+
+    def powerless(self, level: float) -> bool:
         """Whether not even all images identified would be beyond luck."""
-        return chance_of(len(self.luck), self.luck) >= SIGNIFICANCE
+        return chance_of(len(self.luck), self.luck) >= level
 
 
 def _evidence(scores: Sequence[ImageScore], found: _Counts, attack: str, defense: str) -> str:
@@ -226,24 +238,36 @@ def _evidence(scores: Sequence[ImageScore], found: _Counts, attack: str, defense
     )
     if not tried:
         return f"{who} could not be controlled, without other images of the labels ({quality})"
-    sizes = sorted({score.decoys + 1 for score in scores if score.decoys})
-    candidates = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
-    certain = f", {found.unmistakable} of them unmistakably" if found.unmistakable else ""
+    among = among_of([score.decoys + 1 for score in scores if score.decoys])
     # Images without decoys cannot be hit, so they are not among those that were tried.
     without = f"; {n - tried} had no other image of their label beside them" if tried < n else ""
     return (
-        f"{who} points at the right client image among {candidates} candidates of its label for "
-        f"{found.hits} of {tried} images{certain} (chance: {_count(sum(found.luck))}{without}) and "
+        f"{who} points at the right client image among {among} of its label for "
+        f"{found.hits} of {tried} images (chance: {expected_count(found.expected)}{without}) and "
         f"rebuilds {found.clear} of {n} recognisably ({quality})"
     )
 
 
-def _count(expected: float) -> str:
-    """Returns a mean count with one decimal, or one digit where that would read as never."""
+def among_of(sizes: Sequence[int]) -> str:
+    """Returns how many candidates there were.
+
+    >>> among_of([64, 64]), among_of([9, 64])
+    ('64 candidates', '9 to 64 candidates')
+    """
+    least, most = min(sizes), max(sizes)
+    return f"{least} to {most} candidates" if least < most else f"{most} candidates"
+
+
+def expected_count(expected: float) -> str:
+    """Returns a mean count with one decimal, or one digit where that would read as never.
+
+    >>> expected_count(0.125), expected_count(0.03)
+    ('0.1', '0.03')
+    """
     return f"{expected:.1f}" if expected >= 0.1 else f"{expected:.1g}"
 
 
-def _advice(level: Level) -> str:
+def _advice(level: Level, tried: Tried, *, powerless: bool) -> str:
     if level is Level.SEVERE:
         return "do not ship this setting; use a stronger defence or larger batches and audit again"
     if level is Level.PARTIAL:
@@ -251,9 +275,22 @@ def _advice(level: Level) -> str:
             "updates tell which images a client holds; do not ship this setting for sensitive "
             "images, strengthen it and audit again"
         )
-    if level is Level.UNDECIDED:
+    if tried.failed >= tried.batches:
         return (
-            "too little evidence to decide; look at the images, and audit more batches of a set "
-            "with more images of each label"
+            "nothing was tried in earnest; check the prior and the weights, or lower the attack's "
+            "learning rate, and audit again"
         )
-    return f"nothing beyond chance; {CAVEAT[0].lower()}{CAVEAT[1:]}"
+    if tried.stuck or tried.blocked is not None:
+        return (
+            "the attack did not get going, which says nothing about the setting; mend what keeps "
+            "it from that, and audit again"
+        )
+    if tried.memorised is not None:
+        return "audit with a prior that was not trained on these images"
+    if powerless:
+        return "audit more batches of a set with more images of each label"
+    if tried.stalled:
+        return "run it longer (--restarts, --steps-scale)"
+    if tried.budget < 1:
+        return "run all of its steps"
+    return "this attack found nothing beyond luck, which excludes nothing"

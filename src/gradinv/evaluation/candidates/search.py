@@ -1,6 +1,6 @@
 """The search itself: one place with the rest known, and all places by swaps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,7 +58,14 @@ class CandidateScore:
 
     def row(self) -> dict[str, Any]:
         """Returns the score as results hold it."""
-        return asdict(self)
+        interval = self.ceiling_interval
+        return {**asdict(self), "ceiling_interval": None if interval is None else list(interval)}
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "CandidateScore":
+        """Returns the score that a row holds."""
+        interval = row["ceiling_interval"]
+        return cls(**{**row, "ceiling_interval": None if interval is None else tuple(interval)})
 
     @property
     def named(self) -> bool:
