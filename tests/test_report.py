@@ -27,7 +27,7 @@ from gradinv.report import (
     render_report,
     stage_grid_png,
     terminal_table,
-    verdict_line,
+    verdict_lines,
     words,
     write_report,
 )
@@ -351,9 +351,8 @@ def test_summary_table_equals_the_audit(run):
     for row, expected in zip(shown, audit["summary"], strict=True):
         low, high = expected["psnr_ci95"]
         assert row[:8] == [
-            expected["attack"], expected["level"], expected["psnr_mean"],
-            f"{low:.2f} to {high:.2f}", expected["psnr_best"], expected["ssim_mean"],
-            "2 of 6", "3.2 s",
+            expected["attack"], expected["level"], "2 of 6", expected["psnr_mean"],
+            f"{low:.2f} to {high:.2f}", expected["psnr_best"], expected["ssim_mean"], "3.2 s",
         ]  # fmt: skip
 
 
@@ -533,8 +532,8 @@ def test_lpips_has_columns_only_where_it_was_measured(run):
     audit["summary"][0]["lpips_mean"] = 0.321
     page = Page(render_report(audit, cells))
     rows = table_rows(page, page.find("table", class_="numbers")[0])
-    assert rows[2][6] == 0.321
-    assert rows[3][6] == "–"
+    assert rows[2][7] == 0.321
+    assert rows[3][7] == "–"
 
 
 def test_recovered_labels_have_columns_only_where_labels_were_hidden(run):
@@ -832,17 +831,135 @@ def test_terminal_table_of_one_defence_does_not_name_it(run):
     assert "none" not in printed(audit)
 
 
-def test_verdict_line_is_the_gravest(run):
+def test_verdict_lines_come_one_for_each_defence_and_the_gravest_first(run):
     audit = audit_of(run)
-    assert verdict_line(audit) == "SEVERE: gi-z/w tells 2 of 6: act"
+    assert verdict_lines(audit) == [
+        "none: SEVERE: gi-z/w tells 2 of 6: act",
+        "clip:1+noise:0.01: PARTIAL: gi-x tells 2 of 6: act",
+    ]
+    audit["summary"][0]["level"] = audit["summary"][1]["level"] = "OPEN"
     audit["summary"][3].update(level="SEVERE", ssim_mean=0.9, verdict=None)
-    line = verdict_line(audit)
-    assert line.startswith("gi-z/w against clip:1+noise:0.01: 2 of 6 images identified, mean PSNR")
+    line = verdict_lines(audit)[0]
+    assert line.startswith(
+        "clip:1+noise:0.01: gi-z/w against clip:1+noise:0.01: 2 of 6 images identified, mean PSNR"
+    )
     assert "\n" not in line
 
 
-def test_verdict_line_of_nothing():
-    assert verdict_line({"schema": 1, "cells": [], "summary": []}) == "Nothing was attacked."
+def test_verdict_lines_of_nothing():
+    assert verdict_lines({"schema": 1, "cells": [], "summary": []}) == ["Nothing was attacked."]
+
+
+# What no server can do
+
+
+def with_verdicts(run):
+    """Returns the audit with verdicts, candidate search and baselines, and its pictures."""
+    audit = audit_of(run)
+    common = {
+        "n": 6, "candidates": 64, "luck": 0.1, "named": 1, "named_known": 2, "delta": 1e-5,
+        "rounds": 3, "stalled": True,
+    }  # fmt: skip
+    audit["verdicts"] = [
+        {
+            "defense": "none", "level": "PARTIAL",
+            "sentence": "PARTIAL: a server names 2 of 6: act",
+            "attack": "candidates", "identified": 2, **common, "ceiling": None,
+            "ceiling_interval": None, "ceiling_refusal": "no <noise>", "closed_form": None,
+            "closed_form_refusal": "no clip", "epsilon": None, "epsilon_refusal": "no clip",
+            "sigma_needed": 0.1234,
+        },
+        {
+            "defense": "clip:1+noise:0.01", "level": "EXCLUDED",
+            "sentence": "EXCLUDED: no server names more than 7 %: know this",
+            "attack": "candidates", "identified": 0, **common, "ceiling": 0.07,
+            "ceiling_interval": [0.068, 0.0725], "ceiling_refusal": None, "closed_form": 0.25,
+            "closed_form_refusal": None, "epsilon": 12.345, "epsilon_refusal": None,
+            "sigma_needed": None,
+        },
+    ]  # fmt: skip
+    for index, defense in enumerate(DEFENSES):
+        audit["summary"].insert(
+            3 * index + 2,
+            {
+                "attack": "candidates", "defense": defense, "n": 6, "psnr_mean": None,
+                "psnr_best": None, "psnr_ci95": None, "ssim_mean": None, "lpips_mean": None,
+                "identified": 2 / 6, "seconds": 1.5, "level": "PARTIAL", "verdict": "PARTIAL: x",
+            },
+        )  # fmt: skip
+        audit["summary"][3 * index].update(stalled=2, reached=0, passed=0)
+    row = {"n": 6, "psnr_mean": 11.0, "ssim_mean": 0.25, "lpips_mean": None, "identified": 0.5}
+    audit["baselines"] = [
+        {"name": "label mean", "attack": None, "defense": None, **row},
+        {"name": "placebo", "attack": "gi-x", "defense": "none", **row},
+        {"name": "placebo", "attack": "gi-z/w", "defense": "none", **row, "ssim_mean": 0.3},
+    ]
+    return audit, load_cells(run, audit)
+
+
+def test_verdicts_of_defences_stand_at_the_top(run):
+    page = Page(render_report(*with_verdicts(run)))
+    cards = page.find("article", class_="verdict")
+    assert [e["attrs"]["class"].split()[-1] for e in cards] == ["level-partial", "level-excluded"]
+    partial, excluded = map(text_of, cards)
+    assert "Updates tell which images a client holds. 2 of 6 named." in partial
+    assert "a server names 2 of 6: act." in partial
+    assert "Named by candidate search 2 of 6" in partial
+    assert "Ceiling for these candidates none: no <noise>" in partial
+    assert "Noise that would exclude naming σ ≥ 0.12" in partial
+    # Candidate search makes no pictures: those of the strongest attack are shown.
+    assert "Strongest of 2 attacks: gi-z/w" in partial
+    assert "No server can tell which of these images a client holds. 0 of 6 named." in excluded
+    assert "Ceiling for these candidates at most 7.0 % named (6.8 to 7.2 %)" in excluded
+    assert "Closed form from the clip at most 25.0 % named, for any images" in excluded
+    assert "(ε, δ) (12.3, 1e-05) for 3 updates" in excluded
+    assert "Noise that would" not in excluded
+
+
+def test_candidate_search_and_baselines_are_rows_of_the_table(run):
+    page = Page(render_report(*with_verdicts(run)))
+    rows = table_rows(page, page.find("table", class_="numbers")[0])
+    names = [row[0] for row in rows[1:7]]
+    assert names[1:] == ["gi-x", "gi-z/w", "candidates", "(label mean)", "(placebo of gi-z/w)"]
+    assert rows[4][:4] == ["candidates", "PARTIAL", "2 of 6", "–"]
+    assert rows[5][:7] == ["(label mean)", "–", "3 of 6", 11.0, "–", "–", 0.25]
+    assert rows[0][7] == "search"
+    assert (rows[2][7], rows[3][7]) == ("stalled 2 of 2", "–")
+
+
+def test_the_same_on_the_terminal(run):
+    audit, _ = with_verdicts(run)
+    assert verdict_lines(audit) == [
+        "none: PARTIAL: a server names 2 of 6: act",
+        "clip:1+noise:0.01: EXCLUDED: no server names more than 7 %: know this",
+    ]
+    lines = printed(audit).splitlines()
+    assert any(line.startswith("candidates") and "PARTIAL" in line for line in lines)
+    assert any(line.startswith("(label mean)") and "11.00" in line for line in lines)
+    assert any(line.startswith("gi-x") and "stalled 2 of 2" in line for line in lines)
+
+
+def test_the_cost_of_the_truth_is_a_line_in_the_charts(run):
+    audit = audit_of(run)
+    assert not page_of(run).find("line", class_="truth")
+    for row, cost in zip(audit["cells"], (0.4, 0.0), strict=False):
+        row["truth"] = {"cost": cost, "state": "stalled"}
+    page = Page(render_report(audit, load_cells(run, audit)))
+    heights = [float(e["attrs"]["y1"]) for e in page.find("line", class_="truth")]
+    assert len(heights) == 2
+    assert 24 < heights[0] < 170
+    assert heights[1] == 170
+
+
+def test_who_ran_it_and_when(run):
+    audit = audit_of(run)
+    audit["config"].update(title="Audit <3>", owner="A. Person", date="2026-11-27")
+    page = Page(render_report(audit, load_cells(run, audit)))
+    assert text_of(page.find("h1")[0]) == "Audit <3>"
+    facts = facts_of(page)
+    assert (facts["Run by"], facts["Date"]) == ("A. Person", "2026-11-27")
+    assert "Confidential" in text_of(page.find("p", class_="confidential")[0])
+    assert text_of(page_of(run).find("h1")[0]) == "Gradient inversion audit"
 
 
 # The picture

@@ -1,6 +1,7 @@
 """A batch's scores: matched, in the originals' order, without reduction."""
 
 import doctest
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from gradinv.data import ClientBatch, load_images
 from gradinv.errors import DataError
 from gradinv.evaluation import evaluate as module
 from gradinv.evaluation.controls import decoys_for
-from gradinv.evaluation.evaluate import PSNR_CEILING, evaluate, label_accuracy
+from gradinv.evaluation.evaluate import PSNR_CEILING, ImageScore, evaluate, label_accuracy
 from gradinv.evaluation.metrics import mse, psnr, ssim
 
 
@@ -101,13 +102,38 @@ def test_not_finite(batch):
         evaluate(torch.full_like(batch.images, torch.nan), batch)
 
 
-def test_what_is_unmistakable(images, batch):
+def test_the_two_nearest_decoys(images, batch):
     decoys = decoys_for(images, batch)
-    clear, gone = evaluate(batch.images, batch, decoys=decoys), evaluate(batch.images, batch)
-    assert all(score.unmistakable for score in clear.images)
-    assert not any(score.unmistakable for score in gone.images)
-    between = 0.5 * (batch.images + decoys[:, 3])  # as near to a decoy as to the original
-    for score in evaluate(between, batch, decoys=decoys).images:
+    pictures = 0.6 * batch.images + 0.4 * decoys[:, 3]
+    for place, score in enumerate(evaluate(pictures, batch, decoys=decoys).images):
         assert score.nearest_decoy is not None
-        assert score.nearest_decoy <= score.mse * (1 + 1e-5)
-        assert not score.unmistakable
+        assert score.second_decoy is not None
+        assert score.mse < score.nearest_decoy <= score.second_decoy
+        assert place == score.original
+    few = evaluate(pictures, batch, decoys=decoys[:, :1])
+    assert all(score.second_decoy is None for score in few.images)
+    assert all(score.nearest_decoy is None for score in evaluate(pictures, batch).images)
+
+
+def test_what_is_recognisable():
+    """Nearly all decoys further away, and better than what knows nothing of the image."""
+
+    def of(**changed) -> ImageScore:
+        known = {"rank": 1, "decoys": 63, "lpips": 0.2, "ssim_without": 0.5, "lpips_without": 0.3}
+        rest = ImageScore(0, 0, 0, 0.01, 20.0, 0.6, None, 0, 0)
+        return replace(rest, **{**known, **changed})
+
+    assert of().recognisable
+    assert of(rank=0).recognisable
+    assert of(lpips=None).recognisable
+    assert of(lpips_without=None).recognisable
+    assert not of(rank=2).recognisable
+    assert not of(rank=1, decoys=15).recognisable
+    assert not of(ssim_without=0.6).recognisable
+    assert not of(lpips_without=0.2).recognisable
+    assert not of(ssim_without=None).recognisable
+    assert not of(decoys=0).recognisable
+    assert of().luck == 1 / 64
+    assert of().luck_recognisable == 2 / 64
+    assert of(decoys=15).luck_recognisable == 1 / 16
+    assert of(decoys=0).luck == of(decoys=0).luck_recognisable == 0

@@ -1,51 +1,49 @@
-"""Levels by what was identified and recognised, against chance."""
+"""Levels by what was identified and recognised, against luck; nothing found is open."""
 
 import doctest
-from itertools import product
-from math import prod
 
 import pytest
 
 from gradinv.errors import DataError
 from gradinv.evaluation import verdict
 from gradinv.evaluation.evaluate import ImageScore
-from gradinv.evaluation.verdict import CAVEAT, Level, chance_of, judge, worst
+from gradinv.evaluation.verdict import Level, Tried, judge
 
 
 def score(
-    rank: int, ssim: float, decoys: int = 15, psnr: float = 20.0, nearest: float | None = None
+    rank: int, ssim: float, decoys: int = 15, psnr: float = 20.0, lead: float = 1.0
 ) -> ImageScore:
-    return ImageScore(0, 0, 0, 0.01, psnr, ssim, None, rank, decoys, nearest)
+    """A score beside pictures of SSIM 0.5 that know nothing; the nearest decoy ``lead`` away."""
+    nearest = 0.01 * lead
+    return ImageScore(
+        0, 0, 0, 0.01, psnr, ssim, None, rank, decoys,
+        nearest if decoys else None, 1.1 * nearest if decoys > 1 else None, 0.5,
+    )  # fmt: skip
 
 
 HIT, SHOWN, MISS = score(0, 0.2), score(0, 0.7), score(3, 0.3)
 ALIKE = score(2, 0.8)  # very like the original, but liker to others
+AHEAD, AHEAD_DULL = score(0, 0.9, lead=50.0), score(0, 0.3, lead=50.0)
 
 CASES = {
     "all shown": ([SHOWN] * 8, Level.SEVERE),
-    "three of eight shown": ([SHOWN] * 3 + [MISS] * 5, Level.SEVERE),
-    "two of eight shown may be luck": ([SHOWN] * 2 + [MISS] * 6, Level.UNDECIDED),
-    "four of 64 shown are what luck gives": ([SHOWN] * 4 + [MISS] * 60, Level.NONE_FOUND),
-    "one of 64 unmistakably": ([score(0, 0.9, nearest=0.0401)] + [MISS] * 63, Level.SEVERE),
-    "one of 64 nearly so": ([score(0, 0.9, nearest=0.0399)] + [MISS] * 63, Level.NONE_FOUND),
-    "unmistakable but not shown": ([score(0, 0.3, nearest=0.0401)] + [MISS] * 63, Level.PARTIAL),
-    "two of eight shown among 64": (
-        [score(0, 0.7, 63)] * 2 + [score(9, 0.3, 63)] * 6,
+    "four of eight shown": ([SHOWN] * 4 + [MISS] * 4, Level.SEVERE),
+    "two of eight shown may be luck": ([SHOWN] * 2 + [MISS] * 6, Level.OPEN),
+    "four of 64 shown are what luck gives": ([SHOWN] * 4 + [MISS] * 60, Level.OPEN),
+    "one of 64 far ahead": ([AHEAD] + [MISS] * 63, Level.SEVERE),
+    "one of 64 a little ahead": ([score(0, 0.9, lead=1.3)] + [MISS] * 63, Level.OPEN),
+    "far ahead but not shown": ([AHEAD_DULL] + [MISS] * 63, Level.PARTIAL),
+    "three of eight shown among 64": (
+        [score(0, 0.7, 63)] * 3 + [score(9, 0.3, 63)] * 5,
         Level.SEVERE,
     ),
-    "one alone of one shown": ([score(0, 0.7, 63)], Level.SEVERE),
     "all identified, none shown": ([HIT] * 8, Level.PARTIAL),
-    "two of eight identified may be luck": ([HIT] * 2 + [MISS] * 6, Level.NONE_FOUND),
-    "one shown": ([SHOWN] + [MISS] * 7, Level.UNDECIDED),
-    "alike but not identified": ([ALIKE] * 8, Level.NONE_FOUND),
-    "nothing": ([MISS] * 8, Level.NONE_FOUND),
-    "no control, dull": ([score(0, 0.2, 0)] * 4, Level.UNDECIDED),
-    "no control, alike": ([score(0, 0.7, 0)] * 4, Level.UNDECIDED),
-    "some without control, alike": ([score(0, 0.7, 0)] * 3 + [MISS] * 8, Level.UNDECIDED),
-    "some without control, dull": ([score(0, 0.2, 0)] * 3 + [MISS] * 8, Level.NONE_FOUND),
-    "all of four among two": ([score(0, 0.3, 1)] * 4, Level.UNDECIDED),
-    "one of one among 19": ([score(0, 0.3, 18)], Level.UNDECIDED),
-    "none of one among 19": ([score(4, 0.3, 18)], Level.UNDECIDED),
+    "all identified, two shown": ([SHOWN] * 2 + [HIT] * 6, Level.PARTIAL),
+    "alike but not identified": ([ALIKE] * 8, Level.OPEN),
+    "nothing": ([MISS] * 8, Level.OPEN),
+    "no control": ([score(0, 0.7, 0)] * 4, Level.OPEN),
+    "some without control": ([score(0, 0.7, 0)] * 3 + [MISS] * 8, Level.OPEN),
+    "all of four among two": ([score(0, 0.3, 1)] * 4, Level.OPEN),
 }
 
 
@@ -56,12 +54,6 @@ def test_levels(scores, level):
     assert judged.sentence.startswith(f"{level.value}: gi-z/w ")
     assert str(judged) == judged.sentence
     assert "\n" not in judged.sentence
-    assert (CAVEAT[1:] in judged.sentence) == (level is Level.NONE_FOUND)
-
-
-@pytest.mark.parametrize(("ssim", "level"), [(0.399, Level.PARTIAL), (0.4, Level.SEVERE)])
-def test_threshold_of_recognition(ssim, level):
-    assert judge([score(0, ssim)] * 8, attack="gi-x").level is level
 
 
 def test_sentence_tells_what_was_found_and_what_to_do():
@@ -80,7 +72,7 @@ def test_a_small_chance_is_not_written_as_none():
 
 def test_sentence_when_nothing_was_found_claims_no_safety():
     sentence = judge([MISS] * 8, attack="gi-x").sentence
-    assert "nothing beyond chance; failure of these attacks is no proof of safety" in sentence
+    assert sentence.endswith(": this attack found nothing beyond luck, which excludes nothing")
 
 
 def test_numbers():
@@ -98,31 +90,70 @@ def test_candidates_of_different_number():
         "among 4 to 16 candidates of its label for 2 of 2 images (chance: 0.3; 1 had no other "
         "image of their label beside them)" in sentence
     )
+    assert "could not be controlled, without other images of the labels" in (
+        judge([score(0, 0.7, 0)]).sentence
+    )
 
 
-def test_sentence_says_what_is_beyond_doubt():
-    sentence = judge([score(0, 0.7, nearest=0.05), SHOWN, MISS], attack="gi-x").sentence
-    assert "for 2 of 3 images, 1 of them unmistakably (chance: 0.2)" in sentence
+def test_half_of_the_significance_goes_to_the_count():
+    """Three of eight among 16 come by luck in 0.011, two of eight in 0.088."""
+    scores = [HIT] * 3 + [MISS] * 5
+    assert judge(scores, significance=0.023).level is Level.PARTIAL
+    assert judge(scores, significance=0.021).level is Level.OPEN
 
 
-def test_chance_against_enumeration():
-    luck = [0.1, 0.5, 0.25, 0.02]
-    for hits in range(6):
-        expected = sum(
-            prod(p if hit else 1 - p for p, hit in zip(luck, outcome, strict=True))
-            for outcome in product([0, 1], repeat=4)
-            if sum(outcome) >= hits
-        )
-        assert chance_of(hits, luck) == pytest.approx(expected)
+def test_what_a_certificate_allows_is_no_leak():
+    scores = [HIT] * 3 + [MISS] * 5
+    assert judge(scores, significance=0.05, ceiling=0.05).level is Level.PARTIAL
+    assert judge(scores, significance=0.05, ceiling=0.16).level is Level.OPEN
+    assert judge([AHEAD] + [MISS] * 63, ceiling=0.16).level is Level.OPEN
+    assert judge([HIT] * 8, ceiling=0.16).level is Level.PARTIAL
 
 
-def test_worst_is_the_gravest_then_the_clearest():
-    severe, partial, none = judge([SHOWN] * 8), judge([HIT] * 8), judge([MISS] * 8)
-    clearer = judge([score(0, 0.9)] * 8)
-    assert worst([none, severe, clearer, partial]) is clearer
-    undecided = judge([score(0, 0.7, 0)] * 8)
-    assert worst([none, partial, undecided]) is partial
-    assert worst([none, undecided]) is undecided
+REASONS = {
+    "failed": (
+        Tried(3, failed=1),
+        "it left the finite numbers on 1 of 3 batches",
+        "nothing beyond",
+    ),
+    "failed everywhere": (Tried(3, failed=3), "on 3 of 3 batches", "nothing was tried in earnest"),
+    "stuck": (Tried(3, stuck=2), "its matching cost never fell on 2 of 3", "did not get going"),
+    "blocked": (Tried(blocked="the network rounds"), "; the network rounds", "did not get going"),
+    "stalled": (Tried(3, stalled=2), "it stalled on 2 of 3 batches, where", "run it longer"),
+    "a first look": (Tried(budget=0.125), "it did 12.5 % of its preset's steps", "run all of its"),
+    "memorised": (Tried(memorised="it knows them"), "it knows them", "audit with a prior that was"),
+}
+
+
+@pytest.mark.parametrize(("tried", "reason", "advice"), REASONS.values(), ids=REASONS.keys())
+def test_an_attack_that_found_nothing_says_how_it_was_run(tried, reason, advice):
+    nothing = judge([MISS] * 8, tried=tried)
+    assert nothing.level is Level.OPEN
+    assert reason in nothing.sentence
+    assert advice in nothing.advice
+
+
+@pytest.mark.parametrize("tried", [Tried(3, stuck=2), Tried(3, stalled=2), Tried(budget=0.1)])
+def test_what_it_found_stands(tried):
+    found = judge([SHOWN] * 8, tried=tried)
+    assert found.level is Level.SEVERE
+    assert found.advice == judge([SHOWN] * 8).advice
+    assert tried.reasons()[0] in found.sentence
+
+
+@pytest.mark.parametrize("tried", [Tried(3, failed=3), Tried(memorised="it knows them")])
+def test_what_proves_nothing_is_no_leak(tried):
+    assert judge([SHOWN] * 8, tried=tried).level is Level.OPEN
+
+
+def test_too_few_images_are_said_to_be_too_few():
+    few = judge([score(0, 0.3, 1)] * 4)
+    assert "; too few images, or others of their labels, to tell a leak from luck" in few.sentence
+    assert few.advice.startswith("audit more batches")
+
+
+def test_levels_in_their_order():
+    assert [level.value for level in Level] == ["EXCLUDED", "OPEN", "PARTIAL", "SEVERE"]
     assert [level.severity for level in Level] == [0, 1, 2, 3]
 
 
@@ -131,30 +162,7 @@ def test_no_scores():
         judge([], attack="gi-x")
 
 
-def test_no_verdicts():
-    with pytest.raises(DataError, match="expected at least one verdict, got none"):
-        worst([])
-
-
 def test_examples_in_docstrings():
     result = doctest.testmod(verdict)
-    assert result.attempted == 1
+    assert result.attempted == 2
     assert result.failed == 0
-
-
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"stuck": 2, "batches": 3}, "its matching cost never fell on 2 of 3 batches"),
-        ({"blocked": "the network rounds"}, "the network rounds"),
-    ],
-)
-def test_an_attack_that_never_got_going_decides_nothing_but_what_it_found_stands(settings, reason):
-    nothing = judge([MISS] * 8, **settings)
-    assert nothing.level is Level.UNDECIDED
-    assert f"; {reason}: the attack did not get going" in nothing.sentence
-    assert CAVEAT[1:] not in nothing.sentence
-    found = judge([SHOWN] * 8, **settings)
-    assert (found.level, reason in found.sentence) == (Level.SEVERE, True)
-    assert "did not get going" not in found.sentence
-    assert judge([MISS] * 8, stuck=0, blocked=None).level is Level.NONE_FOUND

@@ -4,7 +4,7 @@ import html
 import io
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,6 @@ from gradinv.files import output_folder
 from gradinv.models.wrappers import unwrapped_network
 from gradinv.priors import Generator
 from gradinv.report import render_report, terminal_table, write_report
-from gradinv.report.findings import defenses as defenses_of
-from gradinv.report.findings import ranking, strength
 from gradinv.report.pictures import CellPictures, cell_pictures, load_cells
 
 _WIDTH = 160  # columns of a table that no terminal limits
@@ -54,22 +52,52 @@ _FRAME_HEIGHT = 900  # pixels of the report in a notebook
 
 @dataclass(frozen=True)
 class DefenseVerdict:
-    """What an audit says of one defence: the verdict on the strongest attack against it.
+    """What an audit says of one defence, over all that was tried on it.
 
     Attributes:
         defense: its spec, such as ``sparsify:0.95``.
-        attack: the strongest attack.
-        level: ``SEVERE``, ``PARTIAL``, ``UNDECIDED`` or ``NONE FOUND``.
+        level: ``SEVERE``, ``PARTIAL``, ``OPEN`` or ``EXCLUDED``.
         sentence: level, evidence and what to do, in one line.
-        identified: the fraction of images that the control identified; None where no image had
-            another one of its label beside it.
+        attack: the strongest attack, or ``candidates`` where the judge's search showed more.
+        n: images that were judged.
+        identified: how many of them were identified or named.
+        candidates: how many images each was chosen among.
+        luck: how many of them luck identifies.
+        ceiling: the highest rate at which any server that knows the candidates names an image; None
+            where there is no certificate.
+        ceiling_interval: of that, 95 %.
+        closed_form: the same from the clip alone, for any images.
+        epsilon: of differential privacy for ``delta`` and ``rounds``; None where there is none.
+        delta: see there.
+        rounds: updates that the client sends.
+        sigma_needed: the noise that would exclude naming.
+        stalled: whether some attack's search stalled before the true images.
     """
 
     defense: str
-    attack: str
     level: str
     sentence: str
-    identified: float | None
+    attack: str
+    n: int
+    identified: int
+    candidates: int
+    luck: float
+    ceiling: float | None
+    ceiling_interval: tuple[float, float] | None
+    closed_form: float | None
+    epsilon: float | None
+    delta: float
+    rounds: int
+    sigma_needed: float | None
+    stalled: bool
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> "DefenseVerdict":
+        """Returns an entry of ``verdicts`` in ``audit.json``."""
+        values = {field.name: entry[field.name] for field in fields(cls)}
+        interval = values["ceiling_interval"]
+        values["ceiling_interval"] = None if interval is None else tuple(interval)
+        return cls(**values)
 
     def __str__(self) -> str:
         return f"{self.defense}: {self.sentence}"
@@ -93,13 +121,7 @@ class AuditResult:
     @property
     def verdicts(self) -> tuple[DefenseVerdict, ...]:
         """One verdict for each defence, the worst first."""
-        strongest = [ranking(self.audit, spec)[0] for spec in defenses_of(self.audit)]
-        return tuple(
-            DefenseVerdict(
-                row["defense"], row["attack"], row["level"], row["verdict"], row["identified"]
-            )
-            for row in sorted(strongest, key=strength, reverse=True)
-        )
+        return tuple(map(DefenseVerdict.of, self.audit["verdicts"]))
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -166,10 +188,14 @@ def audit(
     classes: Iterable[str] | None = None,
     lpips: str | Path | None = None,
     metrics: Mapping[str, Metric] | Sequence[str] | str = (),
+    candidates: int = 64,
+    rounds: int = 1,
     steps_scale: float | int = 1.0,
     restarts: int | None = None,
     seconds: float | int | None = None,
     seed: int = 0,
+    title: str | None = None,
+    owner: str | None = None,
     workers: int = 1,
     out: str | Path | None = None,
     progress: Progress = None,
@@ -209,10 +235,15 @@ def audit(
         metrics: further ones, by spec (``package.module:function``) or as name -> function. Each
             maps reconstructions and originals in [0, 1], both (image, channel, height, width), to
             one number for each image; they stand under ``others`` in the rows.
+        candidates: images that the judge's candidate search chooses among for each image, itself
+            included.
+        rounds: updates on the same images at these weights, for certificates and epsilon.
         steps_scale: multiplies the steps of every attack.
         restarts: starts of each attack; its own number by default.
         seconds: wall-clock limit of one attack on one batch.
         seed: of batches, noise and starts.
+        title: what the report is called.
+        owner: who ran the audit and answers for it, for the report.
         workers: processes; more than one needs ``out``.
         out: folder to write the run into as it goes. The same call continues what was stopped.
             Nothing is written by default.
@@ -239,6 +270,10 @@ def audit(
         "prior": name_of(prior),
         "lpips_weights": None if lpips is None else str(lpips),
         "metric": tuple(measures),
+        "candidates": candidates,
+        "rounds": rounds,
+        "title": title,
+        "owner": owner,
         "steps_scale": steps_scale,
         "restarts": restarts,
         "seconds": seconds,

@@ -30,6 +30,7 @@ from gradinv.evaluation.signoff import (
     sign_off,
 )
 from gradinv.evaluation.verdict import ATTACKS, Tried, Verdict, judge
+from gradinv.federated import Defense
 
 
 def assemble(
@@ -53,7 +54,20 @@ def assemble(
     controls = controls_of(setup, attacked, pictures)
     cells = [controls.completed(cell, row) for cell, row in attacked.items()]
     candidates = [dict(row) for cell, row in rows.items() if cell.is_candidates]
-    summary, verdicts = signed_off(setup, cells, candidates, preflight, controls.memorised)
+    memorised = controls.memorised
+    summary, verdicts = signed_off(
+        cells,
+        candidates,
+        defenses=setup.client.defenses,
+        budgets=setup.server.budget,
+        rounds=setup.config.rounds,
+        preflight=preflight,
+        memorised={
+            name: memorised
+            for name, attack in setup.server.attacks.items()
+            if memorised is not None and attack.uses_prior
+        },
+    )
     return {
         "schema": SCHEMA,
         "gradinv": __version__,
@@ -84,45 +98,50 @@ def assemble(
 
 
 def signed_off(
-    setup: Setup,
     cells: Sequence[Mapping[str, Any]],
     candidates: Sequence[Mapping[str, Any]],
-    preflight: Mapping[str, Preflight],
-    memorised: str | None,
+    *,
+    defenses: Mapping[str, Sequence[Defense]],
+    budgets: Mapping[str, float],
+    rounds: int = 1,
+    preflight: Mapping[str, Preflight] | None = None,
+    memorised: Mapping[str, str] | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Returns the rows of the summary, and a verdict for each defence, the worst first.
 
     Args:
-        setup: what was audited.
         cells: of the attacks.
         candidates: cells of candidate search.
-        preflight: defence -> what was found before its attacks.
-        memorised: why the prior may know the images without any update.
+        defenses: spec -> all that the client does.
+        budgets: attack -> the part of its preset's steps that it did.
+        rounds: updates that the client sends at the same weights.
+        preflight: defence -> what was found before its attacks; nothing where there was no look.
+        memorised: attack -> why its prior may know the images without any update.
     """
     summary, verdicts = [], []
-    for defense, chain in setup.client.defenses.items():
+    for defense, chain in defenses.items():
         held = [row for row in candidates if row["defense"] == defense]
-        bounds = bounds_of(chain, held, rounds=setup.config.rounds)
+        bounds = bounds_of(chain, held, rounds=rounds)
         named = judge_candidates(
             [CandidateScore.of(image) for row in held for image in row["images"]],
             bounds,
             defense=defense,
         )
         attacks: dict[str, Verdict] = {}
-        for name, attack in setup.server.attacks.items():
+        for name, budget in budgets.items():
             mine = [row for row in cells if (row["attack"], row["defense"]) == (name, defense)]
             tried = _tried(
                 mine,
-                preflight.get(defense),
-                budget=setup.server.budget[name],
-                memorised=memorised if attack.uses_prior else None,
+                (preflight or {}).get(defense),
+                budget=budget,
+                memorised=(memorised or {}).get(name),
             )
             attacks[name] = judge(
                 [score for row in ended(mine) for score in scores_of(row)],
                 attack=name,
                 defense=defense,
                 tried=tried,
-                significance=ATTACKS / len(setup.server.attacks),
+                significance=ATTACKS / len(budgets),
                 ceiling=named.floor,
             )
             summary.append(summary_row(mine, tried, attacks[name]))

@@ -11,7 +11,7 @@ from gradinv.audit.runner import AuditStopped, run_audit
 from gradinv.audit.ways import notes_of_ways
 from gradinv.cli.options import Audit, Report
 from gradinv.cli.stopping import Stopped, run_folder
-from gradinv.report import terminal_table, verdict_line, write_report
+from gradinv.report import terminal_table, verdict_lines, write_report
 from gradinv.report.text import print_line, print_paragraph, report_console
 
 
@@ -35,7 +35,8 @@ def audit(options: Audit) -> None:
         return
     console = report_console()
     console.print(terminal_table(result))
-    print_paragraph(console, verdict_line(result))
+    for line in verdict_lines(result):
+        print_paragraph(console, line)
     if (budget := budget_note(result["config"]["budget"])) is not None:
         print_paragraph(console, budget)
     for note in notes_of_ways(result["notes"]):

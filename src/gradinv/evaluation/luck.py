@@ -40,12 +40,14 @@ def chances_so_near(scores: Sequence[ImageScore]) -> list[float]:
         nothing to compare.
     """
     leads = [lead for score in scores if (lead := _lead_of_decoys(score)) is not None]
-    total = sum(leads)
+    total = sum(leads, 0.0)
+    if not total > 0:
+        return [1.0] * len(scores)
     return [min(1.0, len(leads) * _chance(score, total, len(leads))) for score in scores]
 
 
 def _chance(score: ImageScore, total: float, number: int) -> float:
-    if not score.identified or score.nearest_decoy is None or not total > 0:
+    if not score.identified or score.nearest_decoy is None:
         return 1.0
     lead = math.inf if score.mse <= 0 else math.log(score.nearest_decoy / score.mse)
     if lead <= 0:

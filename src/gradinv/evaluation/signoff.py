@@ -121,13 +121,13 @@ def judge_candidates(
         reasons = _why_open(tried, luck, bounds, significance)
     return CandidateVerdict(
         level=level,
-        evidence=_found(tried, named, known, sum(luck), defense),
+        evidence=_found(tried, named, known, sum(luck, 0.0), defense),
         certificate=certificate,
         reasons=tuple(reasons),
         images=len(tried),
         named=named,
         named_known=known,
-        luck=sum(luck),
+        luck=sum(luck, 0.0),
         candidates=max((score.candidates for score in tried), default=1),
         floor=floor,
     )

@@ -202,7 +202,7 @@ class _Counts:
         near = zip(chances_so_near(scores), scores, strict=True)
         return cls(
             luck=tuple(max(score.luck, ceiling) for score in tried),
-            expected=sum(score.luck for score in tried),
+            expected=sum((score.luck for score in tried), 0.0),
             luck_clear=tuple(max(score.luck_recognisable, ceiling) for score in tried),
             hits=sum(score.identified for score in tried),
             clear=sum(score.recognisable for score in tried),

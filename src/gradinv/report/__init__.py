@@ -7,7 +7,7 @@ report can be made again at any time; nothing is measured here.
 from gradinv.report.html import render_report, write_report
 from gradinv.report.pictures import CellPictures, StagePictures, load_cells, read_cell
 from gradinv.report.poster import stage_grid_png
-from gradinv.report.terminal import terminal_table, verdict_line
+from gradinv.report.terminal import terminal_table, verdict_lines
 
 __all__ = [
     "CellPictures",
@@ -17,6 +17,6 @@ __all__ = [
     "render_report",
     "stage_grid_png",
     "terminal_table",
-    "verdict_line",
+    "verdict_lines",
     "write_report",
 ]

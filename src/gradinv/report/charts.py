@@ -8,11 +8,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gradinv.report.pictures import CellPictures
-from gradinv.report.words import Number
+from gradinv.report.words import Number, is_number
 
 MAX_POINTS = 120
 """Points drawn per stage and restart; longer histories are drawn as medians of equal stretches."""
@@ -83,6 +84,8 @@ class CostChart:
         restarts: the largest number of restarts.
         lost: how many restarts ended in a cost that is not finite.
         thinned: whether points are medians of several steps.
+        truths: heights of the cost of the true images, one for each batch that has one; those
+            below the axes lie on the bottom edge.
     """
 
     frame: Frame
@@ -94,6 +97,7 @@ class CostChart:
     restarts: int
     lost: int
     thinned: bool
+    truths: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,9 @@ class Strip:
 
 
 def cost_chart(
-    cells: Sequence[CellPictures], kept: Sequence[int | None] | None = None
+    cells: Sequence[CellPictures],
+    kept: Sequence[int | None] | None = None,
+    truths: Sequence[Any] = (),
 ) -> CostChart | None:
     """Lays out the cost curves of the cells (batches) of one attack under one defence.
 
@@ -119,6 +125,7 @@ def cost_chart(
     Args:
         cells: the batches.
         kept: the restart that each attack returned; the one of smallest last cost where absent.
+        truths: the matching cost of the true images of each batch; None where it was not asked.
 
     Returns:
         None where there is nothing to draw.
@@ -164,7 +171,13 @@ def cost_chart(
         restarts=max(cost.shape[1] for costs in runs for cost in costs),
         lost=sum(_lost(cost) for costs in runs for cost in costs),
         thinned=max(lengths) > MAX_POINTS,
+        truths=tuple(_height(truth, frame) for truth in truths if is_number(truth)),
     )
+
+
+def _height(cost: Number, frame: Frame) -> float:
+    """Returns where a cost lies, held inside the axes: that of the truth can be 0."""
+    return min(frame.bottom, max(frame.top, frame.y(cost))) if cost > 0 else frame.bottom
 
 
 def strips(

@@ -5,10 +5,20 @@ from typing import Any
 
 from gradinv.errors import StorageError
 from gradinv.evaluation.verdict import Level
-from gradinv.report.words import Number, clean, is_number, number, of
+from gradinv.report.words import (
+    Number,
+    clean,
+    interval,
+    is_number,
+    number,
+    of,
+    significant,
+)
 
 SCHEMA = 1
 NO_BREAK = "\u00a0"
+CANDIDATES = "candidates"
+"""What candidate search has in an attack's place."""
 LEVELS = tuple(level.value for level in Level)
 _MEND = "run the audit again"
 
@@ -88,7 +98,7 @@ def level_of(row: Mapping[str, Any]) -> str:
 
 
 def strength(row: Mapping[str, Any]) -> tuple[int, Number]:
-    """Orders attacks as :func:`gradinv.evaluation.verdict.worst` does: by level, then mean SSIM."""
+    """Orders attacks by level, then mean SSIM."""
     severity = LEVELS.index(row["level"]) if row.get("level") in LEVELS else -1
     ssim = row.get("ssim_mean")
     return severity, ssim if is_number(ssim) else float("-inf")
@@ -155,27 +165,108 @@ def _part(fraction: Number) -> str:
     return f"{100 * fraction:.3g}{NO_BREAK}%" if fraction != 1 else "all"
 
 
+def verdict_of(audit: Mapping[str, Any], defense: str) -> Mapping[str, Any] | None:
+    """Returns the verdict on a defence; None in audits from before there were such."""
+    entries = audit.get("verdicts")
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, Mapping) and entry.get("defense") == defense:
+            return entry
+    return None
+
+
+def worst_first(audit: Mapping[str, Any]) -> list[str]:
+    """Returns the defences, the one with the gravest verdict first."""
+
+    def severity(defense: str) -> int:
+        found = verdict_of(audit, defense) or ranking(audit, defense)[0]
+        return LEVELS.index(found["level"]) if found.get("level") in LEVELS else -1
+
+    return sorted(defenses(audit), key=severity, reverse=True)
+
+
+def attacks_ranked(audit: Mapping[str, Any], defense: str) -> list[dict[str, Any]]:
+    """Returns the summary rows of the attacks on one defence, without candidate search."""
+    rows = ranking(audit, defense)
+    return [row for row in rows if row["attack"] != CANDIDATES] or rows
+
+
 def headline(row: Mapping[str, Any]) -> str | None:
-    """Returns the level of a summary row in plain words, with the count; None for no known level.
+    """Returns the level of a verdict in plain words, with the count; None for no known level.
 
     The audit's own sentence says it in full: :func:`sentence`.
     """
     words = {
         "SEVERE": "Images come back recognisably.",
-        "PARTIAL": "There are signs of leakage.",
-        "UNDECIDED": "Too little evidence to decide.",
-        "NONE FOUND": "Nothing found beyond chance.",
+        "PARTIAL": "Updates tell which images a client holds.",
+        "OPEN": "No leak was shown, and none is excluded.",
+        "EXCLUDED": "No server can tell which of these images a client holds.",
     }.get(str(row.get("level")))
-    found = identified(row)
-    if words is None or found is None:
+    count, n = row.get("identified"), row.get("n")
+    if words is None or not is_number(count) or not isinstance(n, int):
         return words
-    return f"{words} {found.replace(' ', NO_BREAK)} identified."
+    found = of(count, n) if isinstance(count, int) else identified(row)
+    what = "named" if row.get("attack") == CANDIDATES else "identified"
+    return f"{words} {str(found).replace(' ', NO_BREAK)} {what}."
+
+
+def bounds(verdict: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Returns what no server can do, a name and a sentence each; nothing without a verdict."""
+    if verdict is None or "ceiling" not in verdict:
+        return []
+    rounds = verdict.get("rounds")
+    updates = "one update" if rounds == 1 else f"{rounds} updates"
+    limits = interval([100 * end for end in verdict["ceiling_interval"] or []], 1)
+    ceiling = f"at most {number(_percent(verdict['ceiling']), 1)} % named ({limits} %)"
+    closed = f"at most {number(_percent(verdict['closed_form']), 1)} % named, for any images"
+    epsilon = f"({significant(verdict['epsilon'])}, {verdict['delta']:g}) for {updates}"
+    needed = verdict.get("sigma_needed")
+    lines = [
+        ("Ceiling for these candidates", _or_none(verdict, "ceiling", ceiling)),
+        ("Closed form from the clip", _or_none(verdict, "closed_form", closed)),
+        ("(ε, δ)", _or_none(verdict, "epsilon", epsilon)),
+    ]
+    if is_number(needed):
+        lines.append(("Noise that would exclude naming", f"σ ≥ {significant(needed, 2)}"))
+    return lines
+
+
+def _or_none(verdict: Mapping[str, Any], name: str, words: str) -> str:
+    if is_number(verdict[name]):
+        return words
+    reason = verdict.get(f"{name}_refusal")
+    return f"none: {clean(reason)}" if reason else "none"
+
+
+def _percent(share: Any) -> Any:
+    return 100 * share if is_number(share) else None
+
+
+def search_of(row: Mapping[str, Any]) -> str | None:
+    """Returns where an attack's searches ended beside the truth, ``stalled 2 of 2``."""
+    states = {state: row.get(state) for state in ("stalled", "reached", "passed")}
+    counts = {state: count for state, count in states.items() if isinstance(count, int) and count}
+    total = sum(counts.values())
+    return ", ".join(f"{state} {count} of {total}" for state, count in counts.items()) or None
+
+
+def baselines(audit: Mapping[str, Any], defense: str) -> list[dict[str, Any]]:
+    """Returns what a server without the update would show, as rows beside those of a defence.
+
+    Of the placebos that of the attack whose is best.
+    """
+    held = audit.get("baselines")
+    rows = [row for row in held if isinstance(row, dict)] if isinstance(held, list) else []
+    mine = [row for row in rows if row.get("defense") == defense]
+    shared = [row for row in rows if row.get("attack") is None]
+    best = sorted(mine, key=lambda row: strength(row)[1], reverse=True)[:1]
+    return [*shared, *best]
 
 
 def sentence(row: Mapping[str, Any]) -> str:
-    """Returns the verdict on one attack under one defence: the audit's own, or bare numbers."""
-    if row.get("verdict"):
-        return clean(row["verdict"])
+    """Returns the verdict on an attack or a defence: the audit's own, or bare numbers."""
+    for name in ("sentence", "verdict"):
+        if row.get(name):
+            return clean(row[name])
     found = identified(row)
     parts = [f"{found} images identified"] if found else []
     parts.append(f"mean PSNR {number(row.get('psnr_mean'), 1)} dB")

@@ -78,6 +78,7 @@ def environment() -> "Environment":
         interval=words.interval,
         number=words.number,
         plain=words.plain,
+        identified=findings.identified,
         other=findings.other,
         percent=words.percent,
         significant=words.significant,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradinv.report.findings import (
+    baselines,
     check_audit,
     defenses,
     identified,
@@ -13,9 +14,11 @@ from gradinv.report.findings import (
     other,
     others,
     ranking,
+    search_of,
     sentence,
-    strength,
     summary_of,
+    verdict_of,
+    worst_first,
 )
 from gradinv.report.words import (
     DASH,
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 # Left out one after the other where the terminal is too narrow for all.
-_EXPENDABLE = ("95 % CI", "per batch", "best", "labels found", "LPIPS", "SSIM")
+_EXPENDABLE = ("95 % CI", "per batch", "best", "search", "labels found", "LPIPS", "SSIM")
 _GAP = 2
 _LEAST_NAME = 20  # characters of an attack's name in one line, before columns are left out
 
@@ -163,12 +166,19 @@ def terminal_table(audit: dict[str, Any]) -> TerminalTable:
             _Group(
                 title=clean(spec) if len(specs) > 1 else None,
                 rows=tuple(
-                    _row(row, metrics, perceptual=perceptual, recovered=recovered) for row in rows
+                    _row(row, metrics, perceptual=perceptual, recovered=recovered)
+                    for row in [*rows, *map(_as_row, baselines(audit, spec))]
                 ),
                 strongest=strongest if len(rows) > 1 else None,
             )
         )
     return TerminalTable(tuple(groups))
+
+
+def _as_row(baseline: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a server without the update would show as a row of the table."""
+    attack = baseline.get("attack")
+    return {**baseline, "attack": f"({baseline['name']}{f' of {attack}' if attack else ''})"}
 
 
 def _row(
@@ -185,20 +195,21 @@ def _row(
         # In brackets, so that one of an own name takes no other column's place.
         **{f"[{clean(name)}]": significant(other(row, name)) for name in metrics},
         "identified": identified(row) or DASH,
+        "search": search_of(row) or DASH,
         **({"labels found": percent(row.get("label_accuracy"))} if recovered else {}),
         "per batch": duration(row.get("seconds")),
     }
 
 
-def verdict_line(audit: dict[str, Any]) -> str:
-    """Returns the gravest verdict of the audit in one line.
+def verdict_lines(audit: dict[str, Any]) -> list[str]:
+    """Returns one line for each defence, the gravest verdict first.
 
     Raises:
         StorageError: ``audit`` is not the content of an audit.json.
     """
     check_audit(audit)
-    strongest = [ranking(audit, defense)[0] for defense in defenses(audit)]
-    if not strongest:
-        return "Nothing was attacked."
-    worst: Mapping[str, Any] = max(strongest, key=strength)
-    return " ".join(sentence(worst).split())
+    lines = []
+    for defense in worst_first(audit):
+        found = verdict_of(audit, defense) or ranking(audit, defense)[0]
+        lines.append(" ".join(f"{clean(defense)}: {sentence(found)}".split()))
+    return lines or ["Nothing was attacked."]

@@ -26,6 +26,7 @@ class SummaryLine:
     level: str
     strongest: bool
     identified: str | None
+    search: str | None
     strip: Strip | None
 
 
@@ -49,6 +50,9 @@ class DefenseView:
     headline: str | None
     sentence: str
     identified: str | None
+    candidates: Mapping[str, Any] | None
+    bounds: tuple[tuple[str, str], ...]
+    baselines: tuple[Mapping[str, Any], ...]
     others: int
     runner_up: Mapping[str, Any] | None
     runner_up_identified: str | None
@@ -64,9 +68,12 @@ class PageView:
     """The whole page."""
 
     version: str
+    title: str
     lead: str
     facts: tuple[tuple[str, str], ...]
     defenses: tuple[DefenseView, ...]
+    worst_first: tuple[DefenseView, ...]
+    searched: bool
     axis: tuple[int, int] | None
     thinned: bool
     perceptual: bool
@@ -92,9 +99,12 @@ def page_view(audit: Mapping[str, Any], cells: Mapping[str, CellPictures]) -> Pa
     views = tuple(_defense_view(audit, cells, spec, lines) for spec in specs)
     return PageView(
         version=plain(audit.get("gradinv")),
+        title=clean(config.get("title") or "Gradient inversion audit"),
         lead=_lead(config),
         facts=_facts(config, specs),
         defenses=views,
+        worst_first=tuple(views[specs.index(spec)] for spec in findings.worst_first(audit)),
+        searched=any(findings.search_of(row) for row in audit["summary"]),
         axis=axis,
         thinned=any(curves.chart.thinned for view in views for curves in view.curves),
         perceptual=any(is_number(row.get("lpips_mean")) for row in audit["summary"]),
@@ -131,11 +141,13 @@ def _facts(config: Mapping[str, Any], specs: Iterable[str]) -> tuple[tuple[str, 
     images, labels_known = config.get("images"), config.get("labels_known")
     revealed = str(config.get("reveal_bn"))
     without_norm, prior = config.get("batch_norm_layers") == 0, config.get("prior")
-    budget = findings.budget(config)
+    budget, owner = findings.budget(config), config.get("owner")
     shape = config.get("image_shape") or (None, config.get("image_size"), config.get("image_size"))
     pixels = "\u00a0×\u00a0".join(map(str, shape[1:])) if is_number(shape[1]) else None
     name = images.get("name") if isinstance(images, Mapping) else config.get("data")
     return (
+        ("Date", plain(config.get("date"))),
+        *((("Run by", clean(owner)),) if owner else ()),
         ("Client model", plain(config.get("model"))),
         ("Images", f"{plain(name)}, {pixels}" if pixels else plain(name)),
         ("Batch size", plain(config.get("batch_size"))),
@@ -177,18 +189,23 @@ def _defense_view(
     spec: str,
     lines: Mapping[int, SummaryLine],
 ) -> DefenseView:
-    ranked = findings.ranking(audit, spec)
+    ranked = findings.attacks_ranked(audit, spec)
     rows = findings.summary_of(audit, spec)
-    level = ranked[0]["level"] if ranked[0].get("level") in findings.LEVELS else ""
+    own = findings.verdict_of(audit, spec)
+    verdict = own or findings.ranking(audit, spec)[0]
+    level = verdict["level"] if verdict.get("level") in findings.LEVELS else ""
     return DefenseView(
         spec=clean(spec),
         words=sentence_case(clean(defense_words(spec))),
         strongest=ranked[0],
         level=level,
-        headline=findings.headline(ranked[0]),
+        headline=findings.headline(verdict),
         # The level stands beside the sentence already.
-        sentence=findings.sentence(ranked[0]).removeprefix(f"{level}: "),
+        sentence=findings.sentence(verdict).removeprefix(f"{level}: "),
         identified=findings.identified(ranked[0]),
+        candidates=next((row for row in rows if row["attack"] == findings.CANDIDATES), None),
+        bounds=tuple(findings.bounds(own)),
+        baselines=tuple(findings.baselines(audit, spec)),
         others=len(ranked) - 1,
         runner_up=ranked[1] if len(ranked) > 1 else None,
         runner_up_identified=findings.identified(ranked[1]) if len(ranked) > 1 else None,
@@ -225,6 +242,7 @@ def _summary_lines(
             level=findings.level_of(row),
             strongest=any(row is other for other in strongest),
             identified=findings.identified(row),
+            search=findings.search_of(row),
             strip=laid_out[0][index] if laid_out else None,
         )
         for index, row in enumerate(rows)
@@ -236,7 +254,8 @@ def _curves(
 ) -> Curves | None:
     shown = with_pictures(findings.cells_of(audit, row), cells)
     kept = [r.get("restart") if isinstance(r.get("restart"), int) else None for r, _ in shown]
-    chart = cost_chart([pictures for _, pictures in shown], kept)
+    truths = [(r.get("truth") or {}).get("cost") for r, _ in shown]
+    chart = cost_chart([pictures for _, pictures in shown], kept, truths)
     if chart is None:
         return None
     stages = " then ".join(band.name for band in chart.bands)
