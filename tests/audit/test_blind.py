@@ -32,11 +32,11 @@ def audited(how, monitor=None):
 
 
 @pytest.mark.parametrize("how", ["rounds", "detaches", "casts"])
-def test_a_network_without_a_derivative_is_undecided_and_the_reason_is_said(how):
+def test_a_network_without_a_derivative_leaves_it_open_and_the_reason_is_said(how):
     heard = Heard()
     audit = audited(how, heard)
-    (row,) = audit["summary"]
-    assert row["level"] == "UNDECIDED"
+    row, _ = audit["summary"]
+    assert row["level"] == "OPEN"
     assert "rounds, casts or detaches what it gets" in row["verdict"]
     assert [found["kind"] for found in audit["preflight"]["none"]] == ["no-derivative"]
     (note,) = heard.notes
@@ -52,7 +52,7 @@ def test_the_same_weights_with_a_derivative_give_everything_away_and_nothing_is_
     assert audit["preflight"] == {"none": []}
 
 
-def test_a_cost_that_never_falls_is_undecided_whatever_the_preflight_saw(monkeypatch):
+def test_a_cost_that_never_falls_leaves_it_open_whatever_the_preflight_saw(monkeypatch):
     def stands(*arguments, **settings):
         found = attack_cell(*arguments, **settings)
         stages = tuple(replace(stage, start=stage.objective) for stage in found.stages)
@@ -61,8 +61,8 @@ def test_a_cost_that_never_falls_is_undecided_whatever_the_preflight_saw(monkeyp
     attack_cell = cell_module.attack_cell
     monkeypatch.setattr(cell_module, "attack_cell", stands)
     audit = run_audit(config(), Path("run"))
-    (row,) = audit["summary"]
-    assert (row["stuck"], row["level"]) == (2, "UNDECIDED")
+    row, _ = audit["summary"]
+    assert (row["stuck"], row["level"]) == (2, "OPEN")
     assert "its matching cost never fell on 2 of 2 batches" in row["verdict"]
 
 

@@ -40,7 +40,7 @@ def test_an_audit_that_was_saved_is_not_computed_again(monkeypatch):
     store = MemoryStore()
     run_cells(setup := prepare(config()), store, found=check_runnable(setup))
     store.write(Path("saved"))
-    monkeypatch.setattr("gradinv.audit.runner.compute_cell", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("gradinv.audit.runner.compute", lambda *_, **__: 1 / 0)
     assert run_audit(config(), Path("saved"))["cells"] == json.loads(
         json.dumps(store.audit["cells"])
     )

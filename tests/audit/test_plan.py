@@ -97,7 +97,7 @@ def test_cells_are_the_product_in_the_order_of_the_tables():
     expected = [
         (attack, defense, batch)
         for defense in ("none", "clip:1")
-        for attack in ("a", "b")
+        for attack in ("a", "b", "candidates")
         for batch in (0, 1)
     ]
     assert [(c.attack, c.defense, c.batch) for c in cells_of(config)] == expected

@@ -88,12 +88,16 @@ def test_an_audit_ends_with_all_cells_in_the_order_of_the_tables():
     audit = run_audit(settings, Path("run"), monitor=diary)
     assert read_json(Path("run/audit.json")) == audit
     assert [(c["attack"], c["defense"], c["batch"]) for c in audit["cells"]] == [
-        (c.attack, c.defense, c.batch) for c in cells_of(settings)
+        (c.attack, c.defense, c.batch) for c in cells_of(settings) if not c.is_candidates
+    ]
+    assert [(c["attack"], c["defense"], c["batch"]) for c in audit["candidates"]] == [
+        (c.attack, c.defense, c.batch) for c in cells_of(settings) if c.is_candidates
     ]
     assert set(diary.heard("finish")) == {cell.slug for cell in cells_of(settings)}
     assert (diary.finished_before, diary.workers) == ([], 1)
     assert [(row["attack"], row["defense"]) for row in audit["summary"]] == [
-        ("gi-x", "none"), ("gi-w", "none"), ("gi-x", "clip:1"), ("gi-w", "clip:1"),
+        ("gi-x", "none"), ("gi-w", "none"), ("candidates", "none"),
+        ("gi-x", "clip:1"), ("gi-w", "clip:1"), ("candidates", "clip:1"),
     ]  # fmt: skip
     assert sorted(path.name for path in Path("run").iterdir()) == [
         "audit.json", "cells", "config.json",
@@ -113,7 +117,7 @@ def test_finished_cells_are_not_computed_again(monkeypatch):
     def refuse(*arguments, **settings):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(module, "compute_cell", refuse)
+    monkeypatch.setattr(module, "compute", refuse)
     diary = Diary()
     assert (
         run_audit(config(out="elsewhere", workers=2), Path("run"), monitor=diary)["cells"]
@@ -150,7 +154,7 @@ def test_ctrl_c_stops_and_the_same_audit_continues_bit_for_bit(every_step_beats)
 def test_a_damaged_cell_is_told_before_any_attack_and_its_advice_helps(kind):
     first = run_audit(config(), Path("run"))
     store = RunStore(Path("run"))
-    cell, other = cells_of(config())
+    cell, other, *_ = cells_of(config())
     path = Path("run/cells") / f"{cell.slug}.{kind}"
     path.write_bytes(path.read_bytes()[:40])
     store.json_path(other).unlink()
@@ -238,13 +242,13 @@ def test_workers_are_as_many_as_cores_and_never_more_than_cells(monkeypatch):
 
 def test_cells_have_one_thread_and_the_caller_keeps_its_own(monkeypatch):
     seen = []
-    original = module.compute_cell
+    original = module.compute
 
     def spy(*arguments, **settings):
         seen.append(torch.get_num_threads())
         return original(*arguments, **settings)
 
-    monkeypatch.setattr(module, "compute_cell", spy)
+    monkeypatch.setattr(module, "compute", spy)
     torch.set_num_threads(2)
     try:
         run_audit(config(), Path("run"))
@@ -254,7 +258,7 @@ def test_cells_have_one_thread_and_the_caller_keeps_its_own(monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert seen == [1, 1]
+    assert seen == [1] * 4
 
 
 def test_outside_the_main_thread_an_audit_runs_without_signals():

@@ -103,8 +103,10 @@ def test_the_classes_of_the_network_are_told():
 def test_decoys_are_others_and_always_the_same():
     setup = prepare(config())
     batch = setup.client.batches[1]
-    decoys = setup.judge.decoys(batch)
-    torch.testing.assert_close(decoys, setup.judge.decoys(batch), equal_nan=True)
+    decoys = setup.judge.decoys(batch, 1)
+    torch.testing.assert_close(decoys, setup.judge.decoys(batch, 1), equal_nan=True)
+    # Each batch has its own, or what is luck in one would be luck in all.
+    assert not torch.equal(decoys.nan_to_num(), setup.judge.decoys(batch, 0).nan_to_num())
     for original in batch.images:
         assert not (decoys == original).flatten(2).all(dim=2).any()
 
@@ -170,7 +172,7 @@ def test_the_notes_say_what_a_reader_must_know():
     assert "This audits data that its user holds." in notes
     assert "LPIPS is absent" in notes
     assert "the running batch-norm statistics" in notes
-    assert "needs at least 2 batches" in notes
+    assert "they need at least 2 batches" in notes
     assert "limited to 2 s each" in notes
     assert "interval" not in " ".join(prepare(config()).notes())
     assert "batch norm in eval mode" in notes

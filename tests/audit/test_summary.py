@@ -7,8 +7,9 @@ import pytest
 from gradinv import __version__
 from gradinv.attacks.result import Outcome
 from gradinv.audit.runner import run_audit
-from gradinv.audit.summary import scores_of, summarise
+from gradinv.audit.summary import scores_of, signed_off
 from gradinv.evaluation.intervals import mean_interval
+from gradinv.federated import parse_defense
 from gradinv.report import write_report
 from tests.audit.world import config
 
@@ -27,6 +28,12 @@ def cell(batch, psnrs, *, lpips=None, attack="gi-x", ranks=(0, 5)):
             for i, (psnr, rank) in enumerate(zip(psnrs, ranks, strict=True))
         ],
     }  # fmt: skip
+
+
+def summarise(cells, **settings):
+    """Returns the rows of attacks on undefended updates."""
+    budgets = {row["attack"]: 1.0 for row in cells}
+    return signed_off(cells, [], defenses={"none": ()}, budgets=budgets, **settings)[0]
 
 
 def test_numbers_are_reduced_as_their_names_say():
@@ -62,13 +69,13 @@ def test_label_accuracy_is_averaged_where_labels_were_hidden():
 def test_batches_on_which_the_attack_failed_are_no_all_clear():
     fine, broken = cell(0, (10.0, 20.0), ranks=(4, 5)), cell(1, (5.0, 5.0), ranks=(4, 5))
     (row,) = summarise([fine] * 20)
-    assert (row["failed"], row["level"]) == (0, "NONE FOUND")
+    assert (row["failed"], row["level"]) == (0, "OPEN")
     broken["outcome"] = Outcome.NON_FINITE.value
     (row,) = summarise([fine] * 20 + [broken])
-    assert (row["failed"], row["level"], row["n"], row["psnr_mean"]) == (1, "UNDECIDED", 40, 15.0)
+    assert (row["failed"], row["level"], row["n"], row["psnr_mean"]) == (1, "OPEN", 40, 15.0)
     assert "it left the finite numbers on 1 of 21 batches" in row["verdict"]
     (row,) = summarise([broken, broken])
-    assert (row["failed"], row["level"], row["n"]) == (2, "UNDECIDED", 4)
+    assert (row["failed"], row["level"], row["n"]) == (2, "OPEN", 4)
     assert "nothing was tried in earnest; check the prior and the weights" in row["verdict"]
 
 
@@ -134,10 +141,91 @@ def test_the_audit_has_the_keys_of_the_contract():
     assert known["attacks"]["gi-w"]["stages"][0]["steps"] == audit["cells"][0]["steps"]
     assert known["images"] == {"name": "images", "count": 18, "classes": 3}
     cell_keys = "attack defense batch seed steps seconds objective outcome images files status"
-    image_keys = "original reconstruction psnr ssim lpips mse label rank decoys nearest_decoy"
+    image_keys = (
+        "original reconstruction psnr ssim lpips mse label rank decoys nearest_decoy second_decoy "
+        "ssim_without lpips_without"
+    )
     summary_keys = "attack defense n psnr_mean psnr_best psnr_ci95 ssim_mean lpips_mean seconds"
     assert set(cell_keys.split()) <= set(audit["cells"][0])
     assert set(image_keys.split()) == set(audit["cells"][0]["images"][0])
     assert set(summary_keys.split()) <= set(audit["summary"][0])
+    (verdict,) = audit["verdicts"]
+    verdict_keys = (
+        "defense level sentence attack n identified candidates luck ceiling ceiling_interval "
+        "closed_form epsilon stalled"
+    )
+    assert set(verdict_keys.split()) <= set(verdict)
+    assert [row["attack"] for row in audit["summary"]] == ["gi-w", "candidates"]
+    assert audit["cells"][0]["truth"]["state"] in {"stalled", "reached", "passed"}
+    searched, _ = audit["candidates"]
+    assert len(searched["images"]) == len(audit["cells"][0]["images"])
+    assert [row["name"] for row in audit["baselines"]] == [
+        "label mean",
+        "prior samples",
+        "placebo",
+    ]
     assert any("LPIPS is absent" in note for note in audit["notes"])
+    assert not any("The undefended update was left out" in note for note in audit["notes"])
     json.dumps(audit, allow_nan=False)
+
+
+def candidates_cell(ranks, *, defense="none", refusal="it adds no noise", **image):
+    return {
+        "attack": "candidates", "defense": defense, "batch": 0, "seconds": 2.0,
+        "refusal": refusal, "sigma_needed": 0.5,
+        "images": [
+            {
+                "original": i, "label": i, "candidates": 64, "rank": rank, "posterior": None,
+                "rank_known": rank, "posterior_known": None, "control": 3, "control_known": 4,
+                "ceiling": None, "ceiling_interval": None, **image,
+            }
+            for i, rank in enumerate(ranks)
+        ],
+    }  # fmt: skip
+
+
+def test_verdicts_come_one_for_each_defence_and_the_worst_first():
+    cells = [cell(0, (10.0, 20.0), ranks=(4, 5)) for _ in range(2)]
+    quiet = {**cells[1], "defense": "clip:1+noise:100"}
+    known = {"ceiling": 0.02, "ceiling_interval": [0.016, 0.03]}
+    searched = [
+        candidates_cell((0, 0)),
+        candidates_cell((5, 6), defense="clip:1+noise:100", refusal=None, **known),
+    ]
+    rows, verdicts = signed_off(
+        [quiet, cells[0]],
+        searched[::-1],
+        defenses={"clip:1+noise:100": parse_defense("clip:1+noise:100"), "none": ()},
+        budgets={"gi-x": 1.0},
+        rounds=4,
+    )
+    assert [(row["attack"], row["defense"], row["level"]) for row in rows] == [
+        ("gi-x", "clip:1+noise:100", "OPEN"), ("candidates", "clip:1+noise:100", "EXCLUDED"),
+        ("gi-x", "none", "OPEN"), ("candidates", "none", "PARTIAL"),
+    ]  # fmt: skip
+    leak, excluded = verdicts
+    assert (leak["defense"], leak["level"], leak["identified"]) == ("none", "PARTIAL", 2)
+    assert leak["epsilon"] is leak["ceiling"] is leak["closed_form"] is None
+    assert (excluded["level"], excluded["rounds"]) == ("EXCLUDED", 4)
+    assert (excluded["ceiling"], excluded["ceiling_interval"]) == (0.02, [0.016, 0.03])
+    # Sensitivity 2, sigma 100, four rounds: 0.04 standard deviations away.
+    assert excluded["closed_form"] == pytest.approx(0.0171, abs=2e-4)
+    assert 0 < excluded["epsilon"] < 0.3
+
+
+def test_where_searches_ended_is_counted():
+    cells = [cell(batch, (10.0, 20.0)) for batch in range(3)]
+    for row, state in zip(cells, ("stalled", "stalled", "passed"), strict=True):
+        row["truth"] = {"cost": 0.25, "state": state}
+    (row,) = summarise(cells)
+    assert (row["stalled"], row["reached"], row["passed"], row["truth"]) == (2, 0, 1, 0.25)
+    (row,) = summarise([cell(0, (10.0, 20.0))])
+    assert (row["stalled"], row["truth"]) == (0, None)
+
+
+def test_what_a_memorised_prior_brings_back_is_no_leak():
+    cells = [cell(batch, (10.0, 20.0), ranks=(0, 0)) for batch in range(8)]
+    assert summarise(cells)[0]["level"] == "PARTIAL"
+    (row,) = summarise(cells, memorised={"gi-x": "its prior has seen them"})
+    assert row["level"] == "OPEN"
+    assert "its prior has seen them" in row["verdict"]

@@ -29,7 +29,7 @@ from gradinv.attacks import Attack
 from gradinv.audit.cell import check_runnable
 from gradinv.audit.inputs import Inputs
 from gradinv.audit.memory import MemoryStore
-from gradinv.audit.plan import AuditConfig
+from gradinv.audit.plan import UNDEFENDED, AuditConfig
 from gradinv.audit.protocol import settings_of
 from gradinv.audit.runner import one_thread, run_cells
 from gradinv.audit.setup import Setup, prepare
@@ -181,6 +181,7 @@ def audit(
     batch_size: int = 4,
     batches: int = 2,
     defense: str | Defense | Sequence[Defenses] = "none",
+    undefended: bool = False,
     attack: str | Attack | Sequence[str | Attack] = ("gi-x", "standard"),
     prior: Generator | str | Path | None = None,
     protocol: Protocol | None = None,
@@ -225,6 +226,8 @@ def audit(
         batches: client batches to attack; intervals need 2 or more.
         defense: what the client does to its update, one setting or several to compare: a spec
             such as ``clip:1+noise:0.01``, a value, or a tuple of values as a chain.
+        undefended: attack the undefended update too, with the first attack and candidate search, so
+            that one sees what the defences are worth.
         attack: one or several, by name (``gi-z/w``, ``gi-x:tv=0.03``) or as values.
         prior: the server's generator, or the folder that it lies in.
         protocol: what the client computes; the gradient of one batch by default. Its mode is
@@ -267,6 +270,7 @@ def audit(
         "batches": batches,
         "attack": tuple(attacks),
         "defense": tuple(defenses),
+        "undefended": undefended,
         "prior": name_of(prior),
         "lpips_weights": None if lpips is None else str(lpips),
         "metric": tuple(measures),
@@ -284,7 +288,7 @@ def audit(
     })  # fmt: skip
     inputs = Inputs(
         attacks=attacks,
-        defenses=defenses,
+        defenses=({UNDEFENDED: ()} if config.undefended else {}) | defenses,
         images=image_set,
         model=model,
         prior=prior_of(prior, device),

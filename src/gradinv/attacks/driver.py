@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gradinv.attacks.attack import Attack, Stage
 from gradinv.attacks.evidence.labels import searched_labels
@@ -26,7 +27,7 @@ from gradinv.attacks.search.cost import StageCost
 from gradinv.attacks.search.lbfgs import LBFGS
 from gradinv.attacks.search.spaces import Scene, Solution
 from gradinv.attacks.simulation import as_attacked
-from gradinv.engine import Engine, engine_for, pixel_units
+from gradinv.engine import Engine, PlainDoubleBackward, engine_for, pixel_units
 from gradinv.engine.distances import Target
 from gradinv.errors import AttackError, PriorError
 from gradinv.federated.observation import Observation
@@ -350,9 +351,16 @@ def matching_of(
     attacked = attacked.to(weight.device, weight.dtype)
     clues = Clues.of(attacked, model) if attack.needs_features else None
     scene = _scene(attacked, model, attack, prior, clues)
-    engine = _engines(attacked, model, attack, scene, clues, peeled)[-1 if kept is None else kept]
+    stage = -1 if kept is None else kept
+    engine = _engines(attacked, model, attack, scene, clues, peeled)[stage]
+    x = images.to(weight.device, weight.dtype)[None]
     with dropout_from((seed, 0, 0), weight.device) if dropping(model) else nullcontext():
-        return float(engine.matching(images.to(weight.device, weight.dtype)[None])[0])
+        if not attack.stages[stage].space.soft_labels:
+            return float(engine.matching(x)[0])
+        assert isinstance(engine, PlainDoubleBackward)  # the way that takes soft labels
+        assert attacked.labels is not None
+        sure = functional.one_hot(attacked.labels.long(), observation.num_classes)
+        return float(engine.matching(x, sure.to(x)[None])[0])
 
 
 def _engines(

@@ -249,7 +249,7 @@ def check_runnable(setup: Setup) -> dict[str, Preflight]:
     """
     needed = any(attack.needs_labels for attack in setup.server.attacks.values())
     found = {}
-    for defense in setup.config.defense:
+    for defense in setup.client.defenses:
         observation = observe_planned(setup, Cell(setup.config.attack[0], defense, 0))
         if observation.labels is None and needed:
             recover_labels(observation, setup.model)

@@ -87,7 +87,7 @@ def load_inputs(config: AuditConfig, *, look: bool = True) -> Inputs:
         GradinvError: one of them is not what it should be.
     """
     attacks = {name: preset(name) for name in config.attack}
-    defenses = {spec: parse_defense(spec) for spec in config.defense}
+    defenses = {spec: parse_defense(spec) for spec in config.defenses}
     metrics = {spec: metric_of(spec) for spec in config.metric}
     notes: list[str] = []
     images, model = images_and_network(config, config.data, note=notes.append)

@@ -17,7 +17,9 @@ from gradinv.errors import ConfigError
 from gradinv.seeds import require_seed
 
 DEFAULT_ATTACKS = ("gi-x", "gi-z/w", "standard")
-DEFAULT_DEFENSES = ("none", "sparsify:0.95")
+DEFAULT_DEFENSES = ("sparsify:0.95",)
+
+UNDEFENDED = "none"
 
 CANDIDATES = "candidates"
 """What a cell of candidate search has in an attack's place."""
@@ -80,8 +82,10 @@ class AuditConfig:
     """The server knows which images made which local step (fedavg): the upper bound."""
     attack: Annotated[tuple[str, ...], _hint("gi-x, gi-z/w and standard; repeatable", "NAME")] = ()
     """An attack, such as gi-x, gi-z, gi-w, gi-z/x or gi-z/w, or package.module:attack."""
-    defense: Annotated[tuple[str, ...], _hint("none and sparsify:0.95; repeatable", "SPEC")] = ()
+    defense: Annotated[tuple[str, ...], _hint("sparsify:0.95; repeatable", "SPEC")] = ()
     """A defence: none, noise:SIGMA, sparsify:FRACTION, clip:NORM, or a chain clip:1+noise:0.01."""
+    undefended: Annotated[bool | None, _hint("only without --defense", "")] = None
+    """Attack the undefended update too, with the first attack and candidate search, beside it."""
     reveal_bn: Literal["none", "running", "exact"] = "none"
     """Batch-norm statistics that the server knows; attacks ending in +bn need running or exact."""
     hide_labels: bool = False
@@ -119,6 +123,8 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attack", self.attack or DEFAULT_ATTACKS)
+        usual = self.undefended if self.undefended is not None else not self.defense
+        object.__setattr__(self, "undefended", usual and UNDEFENDED not in self.defense)
         object.__setattr__(self, "defense", self.defense or DEFAULT_DEFENSES)
         for name, least in _LEAST.items():
             value = getattr(self, name)
@@ -204,11 +210,20 @@ class AuditConfig:
                 f"expected the settings of an audit, got {problems}; see 'gradinv audit --help'"
             ) from error
 
+    @property
+    def defenses(self) -> tuple[str, ...]:
+        """All defences whose updates are attacked, the undefended one first where it is beside."""
+        return (UNDEFENDED, *self.defense) if self.undefended else self.defense
+
+    def attacks_on(self, defense: str) -> tuple[str, ...]:
+        """Returns the attacks on a defence; on the undefended update beside it, the first alone."""
+        return self.attack if defense in self.defense else self.attack[:1]
+
     def settings(self) -> dict[str, Any]:
         """Returns every setting as JSON holds it.
 
-        The usual loss and optimiser, and metrics, a title and an owner where there are none, are
-        left out, as in audits from before there were others.
+        The usual loss and optimiser, and metrics, a title, an owner and an undefended update beside
+        the others where there are none, are left out, as in audits from before there were any.
         """
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -224,7 +239,13 @@ _LEAST = {
 }  # fmt: skip
 
 _CLIENT = {"loss": "cross-entropy", "optimizer": "sgd"}
-_LEFT_OUT: dict[str, Any] = {**_CLIENT, "metric": (), "title": None, "owner": None}
+_LEFT_OUT: dict[str, Any] = {
+    **_CLIENT,
+    "metric": (),
+    "title": None,
+    "owner": None,
+    "undefended": False,
+}
 
 # Settings of local training with their defaults; None stands for the whole batch.
 _LOCAL: dict[str, float | None] = {
@@ -321,8 +342,8 @@ def cells_of(config: AuditConfig) -> tuple[Cell, ...]:
     """
     return tuple(
         Cell(attack, defense, batch)
-        for defense in config.defense
-        for attack in (*config.attack, CANDIDATES)
+        for defense in config.defenses
+        for attack in (*config.attacks_on(defense), CANDIDATES)
         for batch in range(config.batches)
     )
 

@@ -5,7 +5,6 @@ The three sides are separate values: what the client holds never lies beside wha
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -174,9 +173,9 @@ class Setup:
     def work(self, cell: Cell) -> float:
         """Returns how long a cell takes beside the others, in steps and restarts.
 
-        Candidate search has no steps, and comes first: it may be the longest.
+        Candidate search has no steps; it is short beside most attacks.
         """
-        return math.inf if cell.is_candidates else self.server.attacks[cell.attack].total_work
+        return 0.0 if cell.is_candidates else self.server.attacks[cell.attack].total_work
 
     def described_attacks(self) -> dict[str, Any]:
         """Returns every number of every attack as JSON holds it."""
@@ -231,10 +230,10 @@ class Setup:
         fewer = affordable_note(self.config.candidates, self.judge.candidates, self.model)
         if fewer is not None:
             notes.append(fewer)
-        if "none" not in self.config.defense:
+        if "none" not in self.client.defenses:
             notes.append(
                 "The undefended update was left out, so nothing here says what a defence is worth; "
-                "add --defense none."
+                "add --undefended."
             )
         if self.config.batches == 1:
             notes.append(

@@ -130,6 +130,8 @@ def signed_off(
         attacks: dict[str, Verdict] = {}
         for name, budget in budgets.items():
             mine = [row for row in cells if (row["attack"], row["defense"]) == (name, defense)]
+            if not mine:  # the undefended update beside the others has the first attack alone
+                continue
             tried = _tried(
                 mine,
                 (preflight or {}).get(defense),
@@ -141,11 +143,13 @@ def signed_off(
                 attack=name,
                 defense=defense,
                 tried=tried,
-                significance=ATTACKS / len(budgets),
+                significance=ATTACKS
+                / len({row["attack"] for row in cells if row["defense"] == defense}),
                 ceiling=named.floor,
             )
             summary.append(summary_row(mine, tried, attacks[name]))
-        summary.append(_candidates_row(defense, held, named))
+        if held:
+            summary.append(_candidates_row(defense, held, named))
         verdicts.append(_verdict(defense, cells, attacks, named, bounds))
     verdicts.sort(key=lambda verdict: verdict.level.severity, reverse=True)
     return summary, [verdict.row() for verdict in verdicts]
