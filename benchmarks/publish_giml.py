@@ -112,7 +112,7 @@ def over_rounds(
         "watch", "--watched", options.train, "--data", options.test, "--model", scale.model,
         "--defense", DEFENSE, "--attack", scale.attack, "--steps-scale", str(scale.steps_scale),
         "--batches", str(scale.watched_batches), "--clients", str(scale.clients),
-        "--rounds", str(scale.rounds), "--steps", str(scale.watched_steps),
+        "--rounds-watched", str(scale.rounds), "--steps", str(scale.watched_steps),
         "--out", str(runs / "watch"),
     ])  # fmt: skip
     if status != 0:

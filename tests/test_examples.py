@@ -48,6 +48,6 @@ def test_own_attack(capsys):
     module = example("own_attack")
     result = module.main(steps=30)
     rows = {row["attack"]: row for row in result.rows}
-    assert set(rows) == {"gi-x:steps=30", "contrast"}
+    assert set(rows) == {"gi-x:steps=30", "contrast", "candidates"}
     assert rows["contrast"]["psnr_mean"] != pytest.approx(rows["gi-x:steps=30"]["psnr_mean"])
     assert "contrast" in capsys.readouterr().out

@@ -82,7 +82,7 @@ def test_a_folder_gets_the_same_run_and_is_continued(monkeypatch):
     assert kept.folder == Path("run")
     assert figures(kept.rows) == figures(audited().rows)
     assert Path("run/report.html").is_file()
-    monkeypatch.setattr("gradinv.audit.runner.compute_cell", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("gradinv.audit.runner.compute", lambda *_, **__: 1 / 0)
     assert audited(out="run").rows == kept.rows
     with pytest.raises(ConfigError, match="got --seed 1 instead of 0"):
         audited(out="run", seed=1)
@@ -111,7 +111,9 @@ def test_verdicts_come_one_for_each_defence_and_the_worst_first():
 def test_the_table_is_text_with_a_row_for_each_attack():
     table = audited(attack=["gi-x:steps=5", "gi-x:steps=6"], defense=["none", "clip:1"]).table()
     assert table.splitlines()[0].startswith("Attack")
-    assert [table.count(word) for word in ("gi-x:steps=5", "gi-x:steps=6", "clip:1")] == [2, 2, 1]
+    names = [line.split()[0] for line in table.splitlines() if line]
+    rows = ["gi-x:steps=5", "gi-x:steps=6", "candidates", "(label", "clip:1"]
+    assert [names.count(name) for name in rows] == [2, 2, 2, 2, 1]
 
 
 def test_a_notebook_shows_the_report_in_a_frame():
@@ -151,7 +153,7 @@ def test_progress_is_told_to_a_function():
     heard = []
     audited(progress=lambda fraction, text: heard.append((fraction, text)))
     assert [fraction for fraction, _ in heard] == sorted(fraction for fraction, _ in heard)
-    assert heard[-1] == (1.0, "finished gi-x:steps=5 · none · batch 1")
+    assert heard[-1] == (1.0, "finished candidates · none · batch 1")
 
 
 def test_no_bar_where_nobody_looks(capfd):

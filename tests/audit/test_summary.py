@@ -169,7 +169,7 @@ def test_the_audit_has_the_keys_of_the_contract():
     json.dumps(audit, allow_nan=False)
 
 
-def candidates_cell(ranks, *, defense="none", refusal="it adds no noise", **image):
+def candidates_cell(ranks, *, defense="none", refusal: str | None = "it adds no noise", **image):
     return {
         "attack": "candidates", "defense": defense, "batch": 0, "seconds": 2.0,
         "refusal": refusal, "sigma_needed": 0.5,

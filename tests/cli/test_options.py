@@ -26,7 +26,7 @@ CONTRACT = {
     "batch_size": 4,
     "mode": "eval",
     "protocol": "fedsgd",
-    "attack": ("gi-x", "gi-z/w"),
+    "attack": ("gi-x", "gi-z/w", "standard"),
     "prior": None,
     "steps_scale": 1.0,
     "restarts": None,
@@ -55,7 +55,8 @@ def test_every_option_of_audit_arrives():
         "prior": "p", "steps_scale": 0.5, "restarts": 2, "seconds": 9.0, "seed": 4,
         "device": "cpu", "out": "o", "lpips_weights": "l", "workers": 2,
         "metric": ("ssim", "m:f"), "hide_labels": False, "classes": "10", "mean": "0.5",
-        "std": "0.25",
+        "std": "0.25", "candidates": 9, "rounds": 3, "title": "t", "owner": "me",
+        "undefended": "no",
     }  # fmt: skip
     assert set(given) == {field.name for field in dataclasses.fields(AuditConfig)}
     arguments = ["audit", "--json"]

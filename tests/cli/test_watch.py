@@ -16,7 +16,7 @@ from gradinv.priors import load_generator
 WATCH = shlex.split(
     "watch --watched images --data images --channels 1 --model tiny_net:make --batch-size 2 "
     "--batches 1 --attack gi-z --attack gi-x --defense none --steps-scale 0.01 --restarts 1 "
-    "--workers 1 --device cpu --clients 2 --rounds 2 --steps 2 --base-channels 4 --latent 6 "
+    "--workers 1 --device cpu --clients 2 --rounds-watched 2 --steps 2 --base-channels 4 --latent 6 "
     "--out w"
 )
 
@@ -53,7 +53,7 @@ def test_what_a_reader_must_know_is_in_the_file_and_below_the_table(capsys):
 def test_the_learning_starts_from_a_prior_that_is_given(capsys):
     shutil.copytree("images", "others")
     words = shlex.join(WATCH).replace("--watched images", "--watched others")
-    words = words.replace(" --attack gi-x", "").replace("--rounds 2", "--rounds 1")
+    words = words.replace(" --attack gi-x", "").replace("--rounds-watched 2", "--rounds-watched 1")
     assert main([*shlex.split(words), "--prior", "prior"]) == 0
     first, given = (load_generator(Path(f)).state_dict() for f in ("w/round-0/prior", "prior"))
     assert all(torch.equal(first[name], given[name]) for name in given)

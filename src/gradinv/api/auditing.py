@@ -270,7 +270,7 @@ def audit(
         "batches": batches,
         "attack": tuple(attacks),
         "defense": tuple(defenses),
-        "undefended": undefended,
+        "undefended": "yes" if undefended else "no",
         "prior": name_of(prior),
         "lpips_weights": None if lpips is None else str(lpips),
         "metric": tuple(measures),
@@ -288,7 +288,7 @@ def audit(
     })  # fmt: skip
     inputs = Inputs(
         attacks=attacks,
-        defenses=({UNDEFENDED: ()} if config.undefended else {}) | defenses,
+        defenses=({UNDEFENDED: ()} if config.undefended == "yes" else {}) | defenses,
         images=image_set,
         model=model,
         prior=prior_of(prior, device),
@@ -312,6 +312,7 @@ def audit(
             pictures = {
                 store.rows[cell]["files"]: cell_pictures(tensors, header)
                 for cell, (tensors, header) in store.pictures.items()
+                if not cell.is_candidates
             }
             return AuditResult(content, pictures, None, store)
         with output_folder(Path(out)) as folder:

@@ -84,8 +84,8 @@ class AuditConfig:
     """An attack, such as gi-x, gi-z, gi-w, gi-z/x or gi-z/w, or package.module:attack."""
     defense: Annotated[tuple[str, ...], _hint("sparsify:0.95; repeatable", "SPEC")] = ()
     """A defence: none, noise:SIGMA, sparsify:FRACTION, clip:NORM, or a chain clip:1+noise:0.01."""
-    undefended: Annotated[bool | None, _hint("only without --defense", "")] = None
-    """Attack the undefended update too, with the first attack and candidate search, beside it."""
+    undefended: Literal["auto", "yes", "no"] = "auto"
+    """Attack the undefended update beside, with the first attack; auto: only without --defense."""
     reveal_bn: Literal["none", "running", "exact"] = "none"
     """Batch-norm statistics that the server knows; attacks ending in +bn need running or exact."""
     hide_labels: bool = False
@@ -123,8 +123,9 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attack", self.attack or DEFAULT_ATTACKS)
-        usual = self.undefended if self.undefended is not None else not self.defense
-        object.__setattr__(self, "undefended", usual and UNDEFENDED not in self.defense)
+        beside = self.undefended == "yes" or (self.undefended == "auto" and not self.defense)
+        beside = beside and UNDEFENDED not in self.defense
+        object.__setattr__(self, "undefended", "yes" if beside else "no")
         object.__setattr__(self, "defense", self.defense or DEFAULT_DEFENSES)
         for name, least in _LEAST.items():
             value = getattr(self, name)
@@ -213,7 +214,7 @@ class AuditConfig:
     @property
     def defenses(self) -> tuple[str, ...]:
         """All defences whose updates are attacked, the undefended one first where it is beside."""
-        return (UNDEFENDED, *self.defense) if self.undefended else self.defense
+        return (UNDEFENDED, *self.defense) if self.undefended == "yes" else self.defense
 
     def attacks_on(self, defense: str) -> tuple[str, ...]:
         """Returns the attacks on a defence; on the undefended update beside it, the first alone."""
@@ -244,7 +245,7 @@ _LEFT_OUT: dict[str, Any] = {
     "metric": (),
     "title": None,
     "owner": None,
-    "undefended": False,
+    "undefended": "no",
 }
 
 # Settings of local training with their defaults; None stands for the whole batch.

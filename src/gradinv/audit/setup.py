@@ -233,7 +233,7 @@ class Setup:
         if "none" not in self.client.defenses:
             notes.append(
                 "The undefended update was left out, so nothing here says what a defence is worth; "
-                "add --undefended."
+                "add --undefended yes."
             )
         if self.config.batches == 1:
             notes.append(

@@ -128,6 +128,7 @@ def signed_off(
             defense=defense,
         )
         attacks: dict[str, Verdict] = {}
+        tried_on = len({row["attack"] for row in cells if row["defense"] == defense})
         for name, budget in budgets.items():
             mine = [row for row in cells if (row["attack"], row["defense"]) == (name, defense)]
             if not mine:  # the undefended update beside the others has the first attack alone
@@ -143,8 +144,7 @@ def signed_off(
                 attack=name,
                 defense=defense,
                 tried=tried,
-                significance=ATTACKS
-                / len({row["attack"] for row in cells if row["defense"] == defense}),
+                significance=ATTACKS / tried_on,
                 ceiling=named.floor,
             )
             summary.append(summary_row(mine, tried, attacks[name]))

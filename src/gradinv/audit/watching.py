@@ -23,7 +23,7 @@ from gradinv.audit.inputs import (
     model_info,
     resolve_device,
 )
-from gradinv.audit.plan import AuditConfig
+from gradinv.audit.plan import CANDIDATES, AuditConfig
 from gradinv.audit.protocol import protocol_of, reveal_of
 from gradinv.audit.runner import Monitor, one_thread, run_audit
 from gradinv.audit.setup import require_scorable
@@ -155,7 +155,9 @@ def watch(
                 monitor=heard,
             )
         seen = {"rounds": rounds, "updates": rounds * watcher.federation.clients}
-        rows += [{**seen, **{name: row[name] for name in _KEPT}} for row in audit["summary"]]
+        # Candidate search needs no prior, so there is nothing to watch in it.
+        attacks = [row for row in audit["summary"] if row["attack"] != CANDIDATES]
+        rows += [{**seen, **{name: row[name] for name in _KEPT}} for row in attacks]
         settings = audit["config"]
     watched = {
         "schema": 1,

@@ -222,7 +222,7 @@ class Watch:
     config: OmitArgPrefixes[AuditConfig]
     clients: int = 20
     """Clients that are watched, each with images of its own."""
-    rounds: int = 4
+    rounds_watched: int = 4
     """Rounds that are watched."""
     server_lr: float = 0.1
     """Step size of the server on the clients' mean update."""

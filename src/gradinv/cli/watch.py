@@ -84,7 +84,7 @@ def watch_rounds(options: Watch) -> None:
         options.watched,
         Federation(
             clients=options.clients,
-            rounds=options.rounds,
+            rounds=options.rounds_watched,
             batch_size=config.batch_size,
             lr=options.server_lr,
             seed=config.seed,
