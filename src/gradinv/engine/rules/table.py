@@ -327,7 +327,7 @@ def _cat(names: Names, tensors: Any, dim: int = 0) -> Found:
 
 def _mean(names: Names, input: Any, dim: Any = None, keepdim: bool = False) -> Found:
     axes = [dim] if isinstance(dim, int) else list(dim or [])
-    if not axes or 0 in axes:
+    if not axes or 0 in axes:  # from the end, the rule itself sees it
         raise UnsupportedError("a mean over the batch")
     return Mean(axes, keepdim=keepdim), [input]
 
