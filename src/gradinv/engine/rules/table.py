@@ -67,7 +67,22 @@ class Names:
             node = self.attribute(str(node.target))
             if id(node) in self._names:
                 raise UnsupportedError(f"arithmetic with the parameter {self.of(node)}")
-        return torch.as_tensor(node).detach().to(self._like)
+        return self.as_activation(node)
+
+    def as_activation(self, value: Any) -> Tensor:
+        """Returns a constant in the type of the activations.
+
+        Raises:
+            UnsupportedError: PyTorch computes with it in a wider type than that.
+        """
+        # Of a single number the type says less than of several (torch.result_type).
+        wide = torch.result_type(self._like.new_empty(1), value)
+        if wide != self._like.dtype:
+            raise UnsupportedError(
+                f"arithmetic with a constant of {wide} in a network of {self._like.dtype}"
+            )
+        # Not by way of a default tensor, which has float32's digits alone.
+        return torch.as_tensor(value, dtype=wide, device=self._like.device).detach()
 
     def is_constant(self, node: Any) -> bool:
         """Whether a node is a number or read from the network."""
@@ -212,7 +227,8 @@ def _dropout(training: bool, target: str = "dropout") -> Op:
 
 
 def _normalize(names: Names, module: Normalize, target: str) -> Op:
-    return Affine(1 / module.std, -module.mean / module.std)
+    mean, std = names.as_activation(module.mean), names.as_activation(module.std)
+    return Affine(1 / std, -mean / std)
 
 
 def _activation(build: Callable[[Any], Op]) -> Callable[[Names, Any, str], Op]:
