@@ -6,6 +6,7 @@ from typing import Any
 from torch import fx, nn
 
 from gradinv.engine.program import Program
+from gradinv.engine.rules.names import Names
 from gradinv.engine.rules.op import Op, UnsupportedError
 from gradinv.engine.rules.piecewise import Piecewise, PReLU
 from gradinv.engine.rules.pointwise import LeakyReLU, ReLU
@@ -14,7 +15,6 @@ from gradinv.engine.rules.table import (
     METHODS,
     MODULES,
     Found,
-    Names,
     is_size,
     require_arguments,
 )
