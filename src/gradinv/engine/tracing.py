@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from gradinv.engine.program import Program
 from gradinv.engine.rules.names import Names
+from gradinv.engine.rules.norm import BatchNorm
 from gradinv.engine.rules.op import Op, UnsupportedError
 from gradinv.engine.rules.piecewise import Piecewise, PReLU
 from gradinv.engine.rules.pointwise import LeakyReLU, ReLU
@@ -64,7 +65,23 @@ def trace(model: nn.Module, wanted: frozenset[str]) -> Program:
                 raise UnsupportedError(_described(node, names))
             ops.append((op, tuple(values[value] for value in inputs)))
             values[node] = len(ops)
-    return Program(ops, wanted)
+    ops, left_out = _needed(ops)
+    beside = tuple(op.layer for op in left_out if isinstance(op, BatchNorm))
+    return Program(ops, wanted, norms_beside=beside)
+
+
+def _needed(
+    ops: list[tuple[Op, tuple[int, ...]]],
+) -> tuple[list[tuple[Op, tuple[int, ...]]], list[Op]]:
+    """Returns the operations that the last one needs, and the others."""
+    needed = {len(ops)}
+    for value in range(len(ops), 0, -1):
+        if value in needed:
+            needed.update(ops[value - 1][1])
+    order = [value for value in range(1, len(ops) + 1) if value in needed]
+    number = {0: 0} | {value: position for position, value in enumerate(order, 1)}
+    kept = [(ops[v - 1][0], tuple(number[i] for i in ops[v - 1][1])) for v in order]
+    return kept, [op for value, (op, _) in enumerate(ops, 1) if value not in needed]
 
 
 def _rule(node: fx.Node, names: Names) -> Found:
