@@ -33,14 +33,15 @@ def trace(model: nn.Module, wanted: frozenset[str]) -> Program:
     Raises:
         UnsupportedError: an operation has no rule, or the network cannot be traced.
     """
+    tracer = Tracer()
     try:
-        graph = Tracer().trace(model)
+        graph = tracer.trace(model)
     except Exception as error:  # foreign code runs here, which may raise anything
         first = str(error).strip().splitlines() or [""]
         raise UnsupportedError(
             f"the network as torch.fx sees it ({type(error).__name__}: {first[0]})"
         ) from error
-    names = Names(model)
+    names = Names(model, tracer.constants)
     ops: list[tuple[Op, tuple[int, ...]]] = []
     values: dict[fx.Node, int] = {}
     for node in graph.nodes:

@@ -1,6 +1,7 @@
 """What belongs to a network: its parameters' names, and the constants in its graph."""
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ class Names:
 
     Args:
         model: the network; a parameter that it has under two names goes by the first.
+        constants: of its trace, by name.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, constants: Mapping[str, Tensor]) -> None:
+        self._model, self._constants = model, constants
         self._names = {id(value): name for name, value in model.named_parameters()}
         self._like = next(model.parameters()).detach()
 
@@ -33,6 +35,8 @@ class Names:
 
     def attribute(self, target: str) -> Any:
         """Returns what a dotted name refers to."""
+        if target in self._constants:
+            return self._constants[target]
         return operator.attrgetter(target)(self._model)
 
     def parameter(self, node: Any) -> Any:
