@@ -112,7 +112,13 @@ def proven_of(weight: Tensor, *, batch: int, **changes) -> list[int]:
         update(network(), batch_of(LABELS)), gradient={"head.weight": weight}, batch_size=batch,
         **changes,
     )  # fmt: skip
-    head = Head("head", torch.zeros_like(weight), None, torch.ones(4, weight.shape[1]).to(weight))
+    head = Head(
+        "head",
+        torch.zeros_like(weight),
+        None,
+        torch.ones(4, weight.shape[1]).to(weight),
+        alone=True,
+    )
     return proven_counts(observed, head).tolist()
 
 
@@ -155,7 +161,7 @@ def test_what_the_rounding_of_weights_can_make_negative_proves_nothing(entry, pr
     observed = replace(
         update(network(), batch_of(LABELS)), gradient={"head.weight": sent}, protocol=protocol
     )
-    head = Head("head", start, None, torch.ones(4, 8))
+    head = Head("head", start, None, torch.ones(4, 8), alone=True)
     assert proven_counts(observed, head).tolist() == [0, 0, 0, 0, int(proof), 0]
 
 

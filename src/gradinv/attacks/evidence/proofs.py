@@ -32,7 +32,7 @@ def proven_counts(observation: Observation, head: Head) -> Int[Tensor, " class"]
     protocol, batch = observation.protocol, observation.batch_size
     weight = observation.gradient[head.weight_name].detach().double().cpu()
     decays = isinstance(protocol, FedAvg) and not protocol.stepper.keeps_signs
-    if decays or not protocol.loss.proves_signs:
+    if decays or not protocol.loss.proves_signs or not head.alone:
         return torch.zeros(len(weight), dtype=torch.long)
     counts = _present(observation, head)
     several = isinstance(protocol, FedAvg) and protocol.steps(batch) > 1
