@@ -38,6 +38,17 @@ def test_the_whole_population_is_one_batch_and_the_best_point_is_kept():
         assert torch.equal(position(cost)[restart], own[bowl(own).argmin()])
 
 
+def test_restarts_from_one_point_draw_populations_of_their_own():
+    seen: list[torch.Tensor] = []
+
+    def watched(x):
+        seen.append(x.clone())
+        return bowl(x)
+
+    run(on(Landscape(watched), torch.zeros((3, 4))), CMA(population=6), 1)
+    assert len(seen[0].unique(dim=0)) == 3 * 6
+
+
 def test_the_best_point_of_all_populations_stays_when_later_ones_are_worse():
     seen = []
 
