@@ -78,7 +78,7 @@ class Again(nn.Module):
         self.head = nn.Linear(16, 16)
 
     def forward(self, x):
-        return self.head(self.head(x.flatten(1)).relu())
+        return self.head(self.head(x.flatten(1)).sigmoid())
 
 
 class Tied(nn.Module):
@@ -91,7 +91,7 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
     def forward(self, x):
-        return self.head(self.embed(x.flatten(1)).relu())
+        return self.head(self.embed(x.flatten(1)).sigmoid())
 
 
 @pytest.mark.parametrize("model", [Again(), Tied()], ids=["called twice", "of one weight"])
@@ -115,7 +115,7 @@ def test_features_are_those_of_the_last_call(generator):
     model, images = Again().eval(), random_images(2, (1, 4, 4), generator)
     update = observe(model, ClientBatch(images, torch.arange(2), (0, 1)))
     found = Clues.of(update, model).features(model, images)
-    assert torch.equal(found, model.head(images.flatten(1)).relu())
+    assert torch.equal(found, model.head(images.flatten(1)).sigmoid())
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
