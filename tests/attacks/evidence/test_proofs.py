@@ -105,7 +105,7 @@ def test_features_that_images_share_are_no_images():
 def test_a_sum_of_two_images_is_none_where_one_of_them_is_never_alone():
     """No other direction explains such a sum, whose rows of both labels are negative."""
     moves, features = factors([1, 4])
-    features[1] = 0.5 * features[0]
+    features[1] = 2 * features[0]
     features[1, : features.shape[1] // 2] = 0
     assert lone_images(moves @ features).tolist() == [0, 1, 0, 0, 0, 0]
 
