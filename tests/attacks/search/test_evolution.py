@@ -105,6 +105,18 @@ def test_points_that_are_not_finite_rank_last():
     assert torch.isinf(least).all()
 
 
+def test_the_package_is_told_finite_numbers_alone(monkeypatch):
+    """It computes with them; infinity less infinity is a number no more."""
+    stepper = CMA().open(on(Landscape(bowl), torch.zeros((1, 3))).space, torch.Generator())
+    (strategy,) = stepper.strategies
+    told, tell = [], strategy.tell
+    monkeypatch.setattr(strategy, "tell", lambda points, row: told.append(row) or tell(points, row))
+    holed = Landscape(lambda x: torch.where(x[:, 0] > 0, bowl(x), torch.nan))
+    stepper.step(on(holed, torch.zeros((1, 3))), 1.0)
+    assert np.isfinite(told).all()
+    assert max(told[0]) > 1e20 > min(told[0])
+
+
 def test_chance_comes_from_the_source_alone():
     before = np.random.get_state(legacy=False)
     found = [position_after(seed) for seed in (0, 0, 1)]
