@@ -1,6 +1,7 @@
 """Tensors on disk: what is told about a file that is not what it should be."""
 
 import json
+import os
 import struct
 import time
 
@@ -17,6 +18,20 @@ def test_round_trip(tmp_path):
     tensors, header = load_tensors(tmp_path / "a.safetensors", what="a test")
     assert tensors["a"].tolist() == [0, 1, 2]
     assert header == {"kind": "test"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are Unicode there")
+def test_names_whose_bytes_are_no_utf_8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    save_tensors(folder / "a.safetensors", {"a": torch.arange(3)}, {"kind": "test"})
+    tensors, header = load_tensors(folder / "a.safetensors", what="a test")
+    assert tensors["a"].tolist() == [0, 1, 2]
+    assert header == {"kind": "test"}
+    (folder / "broken.safetensors").write_bytes(b"broken")
+    with pytest.raises(StorageError, match="got a truncated or foreign file") as found:
+        load_tensors(folder / "broken.safetensors", what="a test")
+    assert r"caf\xe9" in str(found.value)
+    str(found.value).encode()
 
 
 def test_foreign_safetensors_only_where_they_are_asked_for(tmp_path):

@@ -8,8 +8,20 @@ import difflib
 from collections.abc import Iterable
 
 
+def printable(text: str) -> str:
+    r"""Returns text with what is no character, as in a file's name of other bytes, as ``\xff``."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a pair of UTF-16, which is no byte of a name
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
 class GradinvError(Exception):
     """Base class of every error that a user can cause and mend."""
+
+    def __str__(self) -> str:
+        """Returns the message, which can be printed whatever bytes the names in it hold."""
+        return printable(super().__str__())
 
 
 class DataError(GradinvError):

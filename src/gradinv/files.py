@@ -132,6 +132,20 @@ def save_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: Mapping[st
     write_bytes(Path(path), content)
 
 
+@contextmanager
+def _in_utf8(path: Path) -> Iterator[Path]:
+    """Gives a path that safetensors opens: it refuses names whose bytes are no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / "link"
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
+
+
 def load_tensors(
     path: Path, *, what: str, foreign: bool = False, mend: str = "make it again"
 ) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
@@ -164,7 +178,7 @@ def load_tensors(
                 f"{expected}, got a pickle; gradinv never unpickles, because that runs the file's "
                 "code: load it where you trust it and save it with safetensors"
             )
-        with safe_open(path, framework="pt") as file:
+        with _in_utf8(path) as printable, safe_open(printable, framework="pt") as file:
             metadata = file.metadata() or {}
             # What comes out are views of the mapped file, wherever they lie in it.
             tensors = {name: copied(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from gradinv.cli import main
 from gradinv.cli.stopping import Stopped, run_folder
 from gradinv.errors import DataError
 from tests.cli.words import changed
+from tests.data.test_loading import folder
 
 
 def test_help_answers_in_under_a_second():
@@ -229,6 +231,37 @@ def test_a_reader_that_left_is_no_error():
     errors = process.stderr.read()
     process.stderr.close()
     assert (process.wait(), errors) == (0, b"")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode there")
+def test_names_whose_bytes_are_no_utf_8(tmp_path):
+    """In a locale of UTF-8, where Python's standard output takes nothing else."""
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+
+    def run(*arguments: str | bytes) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "gradinv", *arguments]
+        return subprocess.run(command, capture_output=True, env=environment, check=False)
+
+    data, out = os.fsencode(tmp_path) + b"/caf\xe9", os.fsencode(tmp_path) + b"/out\xe9"
+    folder(Path(os.fsdecode(data)), {"a": 3, "b": 3}, side=32)
+    observed = run("observe", "--data", data, "--batch-size", "2", "--out", out + b"/u.safetensors")
+    assert observed.returncode == 0, observed.stderr
+    assert out in observed.stdout
+    inverted = run(
+        "invert", out + b"/u.safetensors", "--attack", "gi-x", "--steps-scale", "0.001",
+        "--restarts", "1", "--out", out,
+    )  # fmt: skip
+    assert inverted.returncode == 0, inverted.stderr
+    loose = Path(os.fsdecode(data)) / "loose.png"
+    loose.touch()
+    refused = run("data", "check", data)
+    assert refused.returncode == 2
+    assert b"got the file loose.png" in refused.stdout
+    assert b"Traceback" not in refused.stderr
+    refused = run("observe", "--data", data, "--out", out + b"/again.safetensors")
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert rb"caf\xe9, got the file loose.png" in refused.stderr
 
 
 def test_a_run_folder_is_new(tmp_path, monkeypatch):

@@ -51,6 +51,24 @@ def test_cosine_is_that_of_one_long_vector(mask):
     assert Cosine()(TRIAL, Target(SEEN, mask)).item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("distance", [Cosine(), LayerCosine(), SquaredL2()])
+def test_products_decide_the_distance(distance):
+    """Also of that one whose own call does without them, because they cancel."""
+    target = Target(SEEN)
+    inner, own, observed = (
+        torch.stack([(a[name] * b[name]).sum() for name in SEEN])
+        for a, b in ((TRIAL, SEEN), (TRIAL, TRIAL), (SEEN, SEEN))
+    )
+    found = distance.closed(inner[None], own[None], observed)
+    torch.testing.assert_close(found.value[0], distance(TRIAL, target))
+    leaves = {name: value.clone().requires_grad_() for name, value in TRIAL.items()}
+    expected = torch.autograd.grad(distance(leaves, target), list(leaves.values()))
+    for index, (name, slope) in enumerate(zip(leaves, expected, strict=True)):
+        on_observed = 1 if found.on_observed is None else found.on_observed[0, index]
+        v = on_observed * SEEN[name] + found.on_trial[0, index] * TRIAL[name]
+        torch.testing.assert_close(found.factor[0] * v, slope)
+
+
 @pytest.mark.parametrize("mask", [None, MASK])
 def test_l2_and_l1_are_those_of_one_long_vector(mask):
     difference = flat(TRIAL, mask) - flat(SEEN)

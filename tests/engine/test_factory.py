@@ -96,6 +96,17 @@ class OverBatch(Body):
         return x - x.mean(0, keepdim=True)
 
 
+class OverBatchFromTheEnd(Body):
+    def middle(self, x):
+        return x * x.mean((-4, 2), keepdim=True)
+
+
+class VectorsOverBatch(Body):
+    def middle(self, x):
+        x = x.mean((2, 3))
+        return (x * torch.mean(x, dim=-2, keepdim=True)).view(x.size(0), 4, 1, 1)
+
+
 class Padded(Body):
     def __init__(self):
         super().__init__()
@@ -114,6 +125,8 @@ WITHOUT_RULES = {
     Branching: "the network as torch.fx sees it (TraceError",
     Subclassed: "abs",
     OverBatch: "a mean over the batch",
+    OverBatchFromTheEnd: "a mean over the batch",
+    VectorsOverBatch: "a mean over the batch",
     Padded: "Conv2d with padding_mode='circular' (own)",
 }
 
@@ -139,6 +152,47 @@ def test_a_network_without_rules_falls_back_and_says_why(kind):
     assert torch.equal(engine.evaluate(images).gradient, expected.gradient)
     with pytest.raises(AttackError, match=r"expected a rule for every operation.*way='auto'"):
         engine_for(model, observation, distance=Cosine(), way="exact")
+
+
+# Each mixes the images of a batch, or might, by an axis counted from the end. Batch, channels and
+# rows are as many, so that no shape tells a mistake.
+THROUGH_THE_BATCH = {
+    "mean": lambda x: x * x.mean(-4, keepdim=True),
+    "sum": lambda x: x * x.sum(-4, keepdim=True),
+    "amax": lambda x: x * x.amax(-4, keepdim=True),
+    "var": lambda x: x * x.var(-4, keepdim=True),
+    "std": lambda x: x * torch.std(x, -4, keepdim=True),
+    "softmax": lambda x: x * nn.functional.softmax(x, -4),
+    "log_softmax": lambda x: x * x.log_softmax(-4),
+    "flatten": lambda x: torch.flatten(x, -4, -3).mean((1, 2)).view(x.size(0), 4, 1, 1),
+    "unflatten": lambda x: x.unflatten(-4, (2, -1)).flatten(0, 1),
+    "transpose": lambda x: x + x.transpose(-4, -3),
+    "permute": lambda x: x + x.permute(-3, -4, -2, -1),
+    "cat": lambda x: x * torch.cat([x, x], -4).mean((-3, -2), keepdim=True).mean(-4, keepdim=True),
+    "stack": lambda x: torch.stack([x, x], -5).mean(-5),
+    "squeeze": lambda x: x.unsqueeze(-5).squeeze(-5),
+    "select": lambda x: x * x.select(-4, 0),
+    "chunk": lambda x: torch.cat(x.chunk(2, -4)[::-1], -4),
+    "split": lambda x: torch.cat(x.split(1, -4)[::-1], -4),
+    "glu": lambda x: torch.cat([nn.functional.glu(x, -4)] * 2, -4),
+    "flip": lambda x: x + x.flip(-4),
+}
+
+
+@pytest.mark.parametrize("mixed", THROUGH_THE_BATCH.values(), ids=THROUGH_THE_BATCH)
+def test_the_batch_counted_from_the_end_is_the_batch(mixed):
+    class Mixing(Body):
+        def middle(self, x):
+            return mixed(x)
+
+    model, shape = built(Mixing), (4, 3, 9, 9)
+    observation = update(model, bn="none", shape=shape)
+    engine = engine_for(model, observation, distance=Cosine())
+    images = guesses(model, shape=shape)
+    expected = PlainDoubleBackward(model, observation, distance=Cosine()).evaluate(images)
+    assert relative(engine.evaluate(images).gradient, expected.gradient) < 1e-9
+    assert engine.reason is not None
+    assert engine.reason.startswith("no rule for ")
 
 
 class InPlace(Body):

@@ -10,6 +10,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from gradinv import __version__
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after ``--help`` (0) and after wrong usage (2).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _print_names_as_they_are(sys.stdout)
     if arguments == ["--version"]:
         print(f"gradinv {__version__}")
         return EXIT_DONE
@@ -111,6 +113,15 @@ def _run(options: AnyCommand, arguments: Sequence[str]) -> None:
             from gradinv.cli.audit import report_again
 
             report_again(options)
+
+
+def _print_names_as_they_are(stream: object) -> None:
+    """Lets a stream take names of files whose bytes are no UTF-8, as Python does in some locales.
+
+    Others raise in the middle of a report. Standard error always takes them.
+    """
+    if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="surrogateescape")
 
 
 def _say(line: str) -> None:

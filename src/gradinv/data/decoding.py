@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from gradinv.errors import DataError
+from gradinv.errors import DataError, printable
 
 MODES = {1: "L", 3: "RGB"}
 # What is opened, and the endings that such a file has. Others stay closed: some decoders of Pillow
@@ -113,7 +113,7 @@ class Picture:
 
 def shown(path: Path | str) -> str:
     """Returns a path that can be printed, whatever bytes its name holds."""
-    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return printable(str(path))
 
 
 def listed(names: Sequence[str]) -> str:

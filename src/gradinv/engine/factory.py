@@ -95,6 +95,11 @@ def engine_for(
         assert problem.labels is not None
         shape = (observation.batch_size, *observation.image_shape)
         program = _checked(model, frozenset(problem.target.gradient), problem.labels, shape)
+        if problem.statistics_terms and program.norms_beside:
+            raise UnsupportedError(
+                "statistics of a layer that the logits do not need "
+                f"({', '.join(program.norms_beside)})"
+            )
     except UnsupportedError as missing:
         if way != "auto":
             raise AttackError(

@@ -7,6 +7,7 @@ and replayed.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +19,44 @@ _WARM_UPS = 3
 
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
-    if not torch.cuda.is_available():
-        yield
-        return
-    products = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
+    """Sets TF32 for products and convolutions, and then everything back to what it was.
+
+    PyTorch has two sets of flags since 2.9, and raises where code that reads the older ones finds
+    that they disagree, so both are set. What the older ones were cannot be read where a program has
+    set the newer ones: then they were the other way round.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    flags = (matmul, cudnn.conv, cudnn.rnn) if hasattr(matmul, "fp32_precision") else ()
+    newer = [flag.fp32_precision for flag in flags]
+    older = [_older(flag, *newer[at : at + 1]) for at, flag in enumerate((matmul, cudnn))]
+    named = _named_precision()
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
-            yield
+        matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+        for flag in flags:
+            flag.fp32_precision = "tf32" if allowed else "ieee"
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = products
+        matmul.allow_tf32, cudnn.allow_tf32 = older
+        if named == "medium":  # of which the flag for TF32 knows no more than of "high"
+            torch.set_float32_matmul_precision(named)
+        for flag, before in zip(flags, newer, strict=True):
+            flag.fp32_precision = before
+
+
+def _older(flag: Any, newer: str = "none") -> bool:
+    """Returns whether the older flag allows TF32."""
+    try:
+        return flag.allow_tf32
+    except RuntimeError:
+        return newer != "tf32"
+
+
+def _named_precision() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
 
 
 def full_precision() -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradinv.engine.base import Evaluated, Problem
 from gradinv.engine.distances import Distance, Target
+from gradinv.engine.graphs import full_precision
 from gradinv.engine.terms import Regularizer
 from gradinv.errors import AttackError, ConfigError
 from gradinv.federated.client import loss_gradient
@@ -121,13 +122,15 @@ class PlainDoubleBackward:
             searched = [batch.requires_grad_()]
             if labels is not None:
                 searched.append(y.requires_grad_())
-            with torch.enable_grad():
-                cost, matching = self._cost(batch, y)
+            with full_precision():
+                with torch.enable_grad():
+                    cost, matching = self._cost(batch, y)
+                # A network that detaches its images has no derivative: zero, as where it rounds
+                # them.
+                with _told_in_one_line():
+                    gradients.append(torch.autograd.grad(cost, searched, materialize_grads=True))
             costs.append(cost.detach())
             matchings.append(matching.detach())
-            # A network that detaches its images has no derivative: zero, as where it rounds them.
-            with _told_in_one_line():
-                gradients.append(torch.autograd.grad(cost, searched, materialize_grads=True))
         with_respect_to = [torch.stack(each) for each in zip(*gradients, strict=True)]
         return Evaluated(torch.stack(costs), torch.stack(matchings), *with_respect_to)
 
@@ -137,10 +140,13 @@ class PlainDoubleBackward:
         labels: Float[Tensor, "restart batch class"] | None = None,
     ) -> Float[Tensor, " restart"]:
         """Returns the matching cost alone; infinity where it is not finite."""
-        values = [
-            self.problem.distance(self._trial(batch, y, create_graph=False), self.target).detach()
-            for batch, y in zip(images.detach(), self._labels(labels, len(images)), strict=True)
-        ]
+        with full_precision():
+            values = [
+                self.problem.distance(
+                    self._trial(batch, y, create_graph=False), self.target
+                ).detach()
+                for batch, y in zip(images.detach(), self._labels(labels, len(images)), strict=True)
+            ]
         return torch.nan_to_num(torch.stack(values), nan=torch.inf, posinf=torch.inf)
 
 

@@ -36,9 +36,17 @@ class Program:
     Args:
         ops: rule and inputs of each operation; the last one gives the logits.
         wanted: names of the parameters whose gradient is matched.
+        norms_beside: names of batch-norm layers that are called, but that the logits do not need.
     """
 
-    def __init__(self, ops: list[tuple[Op, tuple[int, ...]]], wanted: frozenset[str]) -> None:
+    def __init__(
+        self,
+        ops: list[tuple[Op, tuple[int, ...]]],
+        wanted: frozenset[str],
+        *,
+        norms_beside: tuple[str, ...] = (),
+    ) -> None:
+        self.norms_beside = norms_beside
         upstream = [False]
         for op, inputs in ops:
             owns = any(name in wanted for name in op.parameters)

@@ -33,8 +33,11 @@ class StatisticsTerms:
         divided by. With N values in a channel, d mean / dx = 1 / N and
         d var / dx = 2 (x - mean) / N.
         """
-        means, variances = {}, {}
+        means, variances, latest = {}, {}, {}
         for op, saved in layers:
+            latest[op.layer] = (
+                saved  # of several calls the last one counts, as where it is recorded
+            )
             if op.training:
                 means[op.layer], variances[op.layer] = saved.batch_mean, saved.batch_var
             else:
@@ -59,6 +62,8 @@ class StatisticsTerms:
             on_var.append(dict(zip(names, slopes[len(names) :], strict=True)))
 
         def adjoint(name: str, saved: Saved, factor: Tensor) -> Tensor:
+            if saved is not latest[name]:
+                return images_of(torch.zeros_like(saved.x).flatten(0, 1), saved.shape)
             # In train mode the mean has been taken out of what was saved.
             mean = torch.zeros_like(means[name]) if "batch_mean" in vars(saved) else means[name]
             count = saved.x.shape[1] * factor[:, None]

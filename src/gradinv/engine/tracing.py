@@ -6,6 +6,8 @@ from typing import Any
 from torch import fx, nn
 
 from gradinv.engine.program import Program
+from gradinv.engine.rules.names import Names
+from gradinv.engine.rules.norm import BatchNorm
 from gradinv.engine.rules.op import Op, UnsupportedError
 from gradinv.engine.rules.piecewise import Piecewise, PReLU
 from gradinv.engine.rules.pointwise import LeakyReLU, ReLU
@@ -14,7 +16,6 @@ from gradinv.engine.rules.table import (
     METHODS,
     MODULES,
     Found,
-    Names,
     is_size,
     require_arguments,
 )
@@ -32,14 +33,15 @@ def trace(model: nn.Module, wanted: frozenset[str]) -> Program:
     Raises:
         UnsupportedError: an operation has no rule, or the network cannot be traced.
     """
+    tracer = Tracer()
     try:
-        graph = Tracer().trace(model)
+        graph = tracer.trace(model)
     except Exception as error:  # foreign code runs here, which may raise anything
         first = str(error).strip().splitlines() or [""]
         raise UnsupportedError(
             f"the network as torch.fx sees it ({type(error).__name__}: {first[0]})"
         ) from error
-    names = Names(model)
+    names = Names(model, tracer.constants)
     ops: list[tuple[Op, tuple[int, ...]]] = []
     values: dict[fx.Node, int] = {}
     for node in graph.nodes:
@@ -64,7 +66,23 @@ def trace(model: nn.Module, wanted: frozenset[str]) -> Program:
                 raise UnsupportedError(_described(node, names))
             ops.append((op, tuple(values[value] for value in inputs)))
             values[node] = len(ops)
-    return Program(ops, wanted)
+    ops, left_out = _needed(ops)
+    beside = tuple(op.layer for op in left_out if isinstance(op, BatchNorm))
+    return Program(ops, wanted, norms_beside=beside)
+
+
+def _needed(
+    ops: list[tuple[Op, tuple[int, ...]]],
+) -> tuple[list[tuple[Op, tuple[int, ...]]], list[Op]]:
+    """Returns the operations that the last one needs, and the others."""
+    needed = {len(ops)}
+    for value in range(len(ops), 0, -1):
+        if value in needed:
+            needed.update(ops[value - 1][1])
+    order = [value for value in range(1, len(ops) + 1) if value in needed]
+    number = {0: 0} | {value: position for position, value in enumerate(order, 1)}
+    kept = [(ops[v - 1][0], tuple(number[i] for i in ops[v - 1][1])) for v in order]
+    return kept, [op for value, (op, _) in enumerate(ops, 1) if value not in needed]
 
 
 def _rule(node: fx.Node, names: Names) -> Found:

@@ -1,15 +1,47 @@
 """How torch.fx sees a client's network."""
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from gradinv.models.normalize import Normalize
 from gradinv.models.outputs import logits_in
 
 
 class Tracer(fx.Tracer):
-    """Keeps our normalisation whole, and takes the logits out of outputs that fx does not know."""
+    """Keeps our normalisation whole, and takes the logits out of outputs that fx does not know.
+
+    Attributes:
+        constants: by the names that the graph reads them by, tensors that the network's forward
+            makes of nothing. They would stay on the network, more of them with every trace.
+    """
+
+    constants: dict[str, Tensor]
+
+    def trace(
+        self,
+        root: nn.Module | Callable[..., Any],
+        concrete_args: dict[str, Any] | None = None,
+    ) -> fx.Graph:
+        """Returns the network's graph, and leaves the network as it was.
+
+        A forward that keeps what it computes, as ``self.features = x``, keeps proxies in a trace.
+        """
+        assert isinstance(root, nn.Module)
+        before = {module: dict(vars(module)) for module in root.modules()}
+        try:
+            return super().trace(root, concrete_args)
+        finally:
+            own = vars(root)
+            self.constants = {
+                name: own[name]
+                for name in own.keys() - before[root].keys()
+                if isinstance(own[name], Tensor)
+            }
+            for module, state in before.items():
+                vars(module).clear()
+                vars(module).update(state)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Returns whether a module is one operation."""

@@ -3,7 +3,12 @@ import torch
 from torch import nn
 
 from gradinv.attacks.evidence.head import find_head, random_images
+from gradinv.attacks.evidence.labels import recover_labels
+from gradinv.attacks.evidence.penultimate import Clues
+from gradinv.attacks.evidence.proofs import proven_counts
+from gradinv.data import ClientBatch
 from gradinv.errors import AttackError
+from gradinv.federated import observe
 from gradinv.models import ConvNet, ResNet18
 
 
@@ -53,12 +58,64 @@ def test_buffers_stay_in_train_mode(generator):
     ("model", "got"),
     [
         (Branches(behind=nn.Softmax(1)), "embed, classifier with something behind it"),
+        (
+            Branches(behind=nn.Threshold(1e9, 1.0, inplace=True)),
+            "embed, classifier with something behind it",
+        ),
         (nn.Sequential(nn.Conv2d(1, 3, 4), nn.Flatten()), "no linear layer with something"),
     ],
 )
 def test_what_is_no_head_is_said(model, got, generator):
     with pytest.raises(AttackError, match=rf"ends in a linear layer.*got {got}.*reveal the labels"):
         find_head(model, random_images(2, (1, 4, 4), generator))
+
+
+class Again(nn.Module):
+    """A square layer that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.head(self.head(x.flatten(1)).sigmoid())
+
+
+class Tied(nn.Module):
+    """Two layers of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 16)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.head(self.embed(x.flatten(1)).sigmoid())
+
+
+@pytest.mark.parametrize("model", [Again(), Tied()], ids=["called twice", "of one weight"])
+def test_a_gradient_that_is_a_sum_over_two_uses_proves_nothing(model, generator):
+    """The other use has signs of its own."""
+    head = find_head(model, random_images(2, (1, 4, 4), generator))
+    assert head.name == "head"
+    assert not head.alone
+    assert find_head(Branches(), random_images(2, (1, 4, 4), generator)).alone
+    images = torch.rand((4, 1, 4, 4), generator=generator)
+    for count in (1, 4):
+        batch = ClientBatch(images[:count], torch.arange(count), tuple(range(count)))
+        update = observe(model.eval(), batch)
+        assert head.weight_name in update.gradient or isinstance(model, Tied)
+        if head.weight_name in update.gradient:
+            assert not proven_counts(update, head).any()
+            assert not recover_labels(update, model).exact
+
+
+def test_features_are_those_of_the_last_call(generator):
+    model, images = Again().eval(), random_images(2, (1, 4, 4), generator)
+    update = observe(model, ClientBatch(images, torch.arange(2), (0, 1)))
+    found = Clues.of(update, model).features(model, images)
+    assert torch.equal(found, model.head(images.flatten(1)).sigmoid())
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

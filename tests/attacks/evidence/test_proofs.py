@@ -102,6 +102,14 @@ def test_features_that_images_share_are_no_images():
     assert lone_images(moves @ dense).sum() == 0
 
 
+def test_a_sum_of_two_images_is_none_where_one_of_them_is_never_alone():
+    """No other direction explains such a sum, whose rows of both labels are negative."""
+    moves, features = factors([1, 4])
+    features[1] = 2 * features[0]
+    features[1, : features.shape[1] // 2] = 0
+    assert lone_images(moves @ features).tolist() == [0, 1, 0, 0, 0, 0]
+
+
 def test_a_gradient_of_zeros_proves_nothing():
     assert lone_images(torch.zeros(CLASSES, 50, dtype=torch.float64)).sum() == 0
 
@@ -112,7 +120,13 @@ def proven_of(weight: Tensor, *, batch: int, **changes) -> list[int]:
         update(network(), batch_of(LABELS)), gradient={"head.weight": weight}, batch_size=batch,
         **changes,
     )  # fmt: skip
-    head = Head("head", torch.zeros_like(weight), None, torch.ones(4, weight.shape[1]).to(weight))
+    head = Head(
+        "head",
+        torch.zeros_like(weight),
+        None,
+        torch.ones(4, weight.shape[1]).to(weight),
+        alone=True,
+    )
     return proven_counts(observed, head).tolist()
 
 
@@ -155,7 +169,7 @@ def test_what_the_rounding_of_weights_can_make_negative_proves_nothing(entry, pr
     observed = replace(
         update(network(), batch_of(LABELS)), gradient={"head.weight": sent}, protocol=protocol
     )
-    head = Head("head", start, None, torch.ones(4, 8))
+    head = Head("head", start, None, torch.ones(4, 8), alone=True)
     assert proven_counts(observed, head).tolist() == [0, 0, 0, 0, int(proof), 0]
 
 

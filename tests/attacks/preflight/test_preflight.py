@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from gradinv.attacks import preset
 from gradinv.attacks.preflight import Finding, Kind, Preflight, preflight
+from gradinv.data import ClientBatch
 from gradinv.federated import (
     FedAvg,
     FedSGD,
@@ -18,6 +19,7 @@ from gradinv.federated import (
     parse_defense,
 )
 from gradinv.models import build_model
+from tests.attacks.evidence.test_head import Again, Tied
 from tests.attacks.preflight.networks import images, mlp, seen, trained
 from tests.attacks.tiny import tiny_batch, tiny_victim
 from tests.outside import Every, Laplace, Rounded
@@ -203,3 +205,14 @@ def test_a_defence_from_outside_raises_no_alarm(defense):
     source = torch.Generator().manual_seed(0)
     update = observe(mlp(), images(3), defenses=(defense,), generator=source)
     assert preflight(update, mlp()).findings == ()
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("kind", [Again, Tied])
+def test_a_last_layer_that_is_used_twice_raises_no_alarm(kind, count):
+    """What holds of a last layer's gradient does not hold of a sum of two."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, pictures = kind().eval(), torch.rand(count, 1, 4, 4)
+    batch = ClientBatch(pictures, torch.arange(count), tuple(range(count)))
+    assert not preflight(observe(model, batch), model).findings

@@ -38,6 +38,17 @@ def test_the_whole_population_is_one_batch_and_the_best_point_is_kept():
         assert torch.equal(position(cost)[restart], own[bowl(own).argmin()])
 
 
+def test_restarts_from_one_point_draw_populations_of_their_own():
+    seen: list[torch.Tensor] = []
+
+    def watched(x):
+        seen.append(x.clone())
+        return bowl(x)
+
+    run(on(Landscape(watched), torch.zeros((3, 4))), CMA(population=6), 1)
+    assert len(seen[0].unique(dim=0)) == 3 * 6
+
+
 def test_the_best_point_of_all_populations_stays_when_later_ones_are_worse():
     seen = []
 
@@ -92,6 +103,18 @@ def test_points_that_are_not_finite_rank_last():
     hopeless = on(Landscape(lambda x: x.sum(1) + torch.nan), torch.zeros((1, 3)))
     _, least = run(hopeless, CMA(), 3)
     assert torch.isinf(least).all()
+
+
+def test_the_package_is_told_finite_numbers_alone(monkeypatch):
+    """It computes with them; infinity less infinity is a number no more."""
+    stepper = CMA().open(on(Landscape(bowl), torch.zeros((1, 3))).space, torch.Generator())
+    (strategy,) = stepper.strategies
+    told, tell = [], strategy.tell
+    monkeypatch.setattr(strategy, "tell", lambda points, row: told.append(row) or tell(points, row))
+    holed = Landscape(lambda x: torch.where(x[:, 0] > 0, bowl(x), torch.nan))
+    stepper.step(on(holed, torch.zeros((1, 3))), 1.0)
+    assert np.isfinite(told).all()
+    assert max(told[0]) > 1e20 > min(told[0])
 
 
 def test_chance_comes_from_the_source_alone():

@@ -34,6 +34,12 @@ def test_projection_is_the_nearest_point_of_the_ball(generator):
         assert np.allclose((found - centre)[0].numpy(), expected, atol=1e-5)
 
 
+def test_no_bit_of_a_point_inside_the_ball_changes(generator):
+    centres = torch.randn((20, 6), generator=generator)
+    points = torch.randn((20, 6), generator=generator)
+    assert torch.equal(project_to_l1_ball(points, centres, torch.full((20,), 100.0)), points)
+
+
 def test_inside_the_ball_nothing_moves_and_each_image_has_its_own_ball():
     points = torch.tensor([[0.1, -0.2], [3.0, -4.0], [3.0, -4.0]])
     found = project_to_l1_ball(points, torch.zeros(3, 2), torch.tensor([1.0, 1.0, 3.0]))

@@ -92,6 +92,40 @@ def test_the_latents_of_z_then_w_are_handed_on(scene, generator):
     assert torch.allclose(third(), second(), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "space", [OfGenerator(latents=True), OfGenerator(weights=True)], ids=lambda space: space.name
+)
+def test_every_image_of_every_restart_has_a_start_of_its_own(space, scene, generator):
+    starts = space.open(scene, None, 3, generator).z.flatten(0, 1)
+    assert len(starts.unique(dim=0)) == 3 * 2
+
+
+def best_samples(scene, scores, restarts, seed=5):
+    """Returns the numbers of the samples that every image of every restart starts from."""
+    samples = scores.shape[1]
+    space = OfGenerator(latents=True, culled=samples).open(
+        replace(scene, fits=lambda images: scores), None, restarts,
+        torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    drawn = scene.prior.sample_latents(samples, torch.Generator().manual_seed(seed))
+    return torch.cdist(space.z.detach().flatten(2), drawn.flatten(1)[None]).argmin(dim=2).tolist()
+
+
+def test_restart_r_starts_from_the_sample_that_fits_an_image_r_th_best(scene):
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.7, 0.3], [0.8, 0.2, 0.6, 0.1, 0.4]])
+    assert best_samples(scene, scores, 3) == [[1, 0], [3, 2], [2, 4]]
+
+
+def test_images_of_one_clue_share_no_sample(scene):
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.7, 0.3]] * 2)
+    assert best_samples(scene, scores, 2) == [[1, 2], [3, 4]]
+
+
+def test_where_there_are_too_few_samples_they_come_again(scene):
+    scores = torch.tensor([[0.1, 0.9, 0.5]] * 2)
+    assert best_samples(scene, scores, 2) == [[1, 0], [2, 1]]
+
+
 def test_an_untrained_generator_is_another_one_and_known_by_the_seed(scene, prior):
     def weights(seed):
         source = torch.Generator().manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,12 +25,15 @@ class Head:
         weight: W.
         bias: b; None for a layer without one.
         features: h of the images that were sent through the network.
+        alone: whether the gradient of W and b is of this use of them alone; where they are used
+            elsewhere too it proves nothing.
     """
 
     name: str
     weight: Float[Tensor, "class feature"]
     bias: Float[Tensor, " class"] | None
     features: Float[Tensor, "image feature"]
+    alone: bool
 
     @property
     def weight_name(self) -> str:
@@ -53,7 +57,7 @@ def find_head(model: nn.Module, images: Float[Tensor, "image channel height widt
         AttackError: no linear layer's output is the logits, or it gets more than one vector for
             each image.
     """
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: dict[str, list[_Call]] = {}
     handles = [
         module.register_forward_hook(_recorder(seen, name))
         for name, module in model.named_modules()
@@ -68,10 +72,12 @@ def find_head(model: nn.Module, images: Float[Tensor, "image channel height widt
     name = next(
         (
             name
-            for name, (features, result) in seen.items()
-            if result.data_ptr() == output.data_ptr()
-            and result.numel() == output.numel()
-            and features.ndim == 2
+            for name, calls in seen.items()
+            if calls[-1].output.data_ptr() == output.data_ptr()
+            and calls[-1].returned.numel() == output.numel()
+            # What is done to it in place leaves it where it is.
+            and torch.equal(calls[-1].returned.flatten(), output.flatten())
+            and calls[-1].features.ndim == 2
         ),
         None,
     )
@@ -84,14 +90,37 @@ def find_head(model: nn.Module, images: Float[Tensor, "image channel height widt
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
     bias = None if layer.bias is None else layer.bias.detach()
-    return Head(name, layer.weight.detach(), bias, seen[name][0])
+    alone = _alone(model, layer, len(seen[name]))
+    return Head(name, layer.weight.detach(), bias, seen[name][-1].features, alone)
+
+
+def _alone(model: nn.Module, layer: nn.Linear, calls: int) -> bool:
+    """Whether the layer is called once, and no other module has its weight or its bias."""
+    own = {id(value) for value in layer.parameters(recurse=False)}
+    others = [module for module in model.modules() if module is not layer]
+    shared = any(id(value) in own for other in others for value in other.parameters(recurse=False))
+    return calls == 1 and not shared
+
+
+class _Call(NamedTuple):
+    """One call of a layer.
+
+    Attributes:
+        features: that went in.
+        output: that came out, in its memory.
+        returned: a copy of it.
+    """
+
+    features: Tensor
+    output: Tensor
+    returned: Tensor
 
 
 def _recorder(
-    seen: dict[str, tuple[Tensor, Tensor]], name: str
+    seen: dict[str, list[_Call]], name: str
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def record(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[name] = (inputs[0], output)
+        seen.setdefault(name, []).append(_Call(inputs[0], output, output.clone()))
 
     return record
 

@@ -112,7 +112,7 @@ def recover_labels(
         counts = _idlg(update)
         hidden = changes_direction(observation.defenses)
         moved = isinstance(protocol, FedAvg) and not protocol.stepper.keeps_signs
-        exact = not (approximate or hidden or moved) and protocol.loss.proves_signs
+        exact = not (approximate or hidden or moved) and protocol.loss.proves_signs and head.alone
     elif method is LabelMethod.COLUMN_MINIMUM:
         counts = _column_minimum(update)
     else:

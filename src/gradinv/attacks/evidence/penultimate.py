@@ -83,7 +83,7 @@ class Clues:
             logits(model, images)
         finally:
             handle.remove()
-        return seen[0]
+        return seen[-1]
 
     def distance(self, features: Float[Tensor, "batch feature"]) -> Float[Tensor, " batch"]:
         """Returns 1 - cosine between each image's features and its direction, where it is known."""

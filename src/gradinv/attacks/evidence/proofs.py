@@ -32,7 +32,7 @@ def proven_counts(observation: Observation, head: Head) -> Int[Tensor, " class"]
     protocol, batch = observation.protocol, observation.batch_size
     weight = observation.gradient[head.weight_name].detach().double().cpu()
     decays = isinstance(protocol, FedAvg) and not protocol.stepper.keeps_signs
-    if decays or not protocol.loss.proves_signs:
+    if decays or not protocol.loss.proves_signs or not head.alone:
         return torch.zeros(len(weight), dtype=torch.long)
     counts = _present(observation, head)
     several = isinstance(protocol, FedAvg) and protocol.steps(batch) > 1
@@ -91,8 +91,10 @@ def lone_images(weight: Float[Tensor, "class feature"]) -> Int[Tensor, " class"]
     A column k of it is (1/B) sum_j d_j h_jk. Features behind a ReLU are sparse: some belong to one
     image of the batch alone, and their columns are all parallel to its d_j, which names the label.
     Sums of several images are parallel too where these look alike (an empty background), but are
-    then sums of directions that stand there alone. In the factorisation of non-negative matrices
-    such features make the factors unique (Donoho and Stodden 2003).
+    then sums of directions that stand there alone: that is assumed of every image. Of one that is
+    nowhere alone the sum counts as an image, if its own label's entry is above zero in it, as where
+    the network takes the other image for one of that label. In the factorisation of non-negative
+    matrices such features make the factors unique (Donoho and Stodden 2003).
     """
     length = weight.norm(dim=0)
     columns = weight[:, length > 1e-9 * length.max()]

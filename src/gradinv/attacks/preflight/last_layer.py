@@ -86,7 +86,7 @@ class _Rows:
             head = find_head(model, probes.to(weight.device, weight.dtype))
         except AttackError:
             return None
-        if head.weight_name not in observation.gradient:
+        if head.weight_name not in observation.gradient or not head.alone:
             return None
         parts = [(observation.gradient[head.weight_name], head.weight)]
         bias = None

@@ -112,6 +112,8 @@ class Mean(PatternOp):
 
     def forward(self, run: Run, saved: Saved, *inputs: Tensor) -> Tensor:
         """Returns the means."""
+        if any(axis % inputs[0].dim() == 0 for axis in self.over):
+            raise UnsupportedError("a mean over the batch")
         saved.shape = inputs[0].shape
         return self.push(saved, *inputs)
 

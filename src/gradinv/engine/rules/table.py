@@ -12,6 +12,7 @@ from torch.nn import functional
 from gradinv.engine.rules import pointwise
 from gradinv.engine.rules.activations import ACTIVATIONS, FUNCTIONAL
 from gradinv.engine.rules.gated import Multiply
+from gradinv.engine.rules.names import Names
 from gradinv.engine.rules.norm import BatchNorm
 from gradinv.engine.rules.op import Op, UnsupportedError, pair
 from gradinv.engine.rules.piecewise import PReLU
@@ -23,55 +24,6 @@ from gradinv.models.normalize import Normalize
 
 # A rule, and the nodes of the graph that it takes.
 Found = tuple[Op, list[Any]]
-
-
-class Names:
-    """What belongs to a network: its parameters' names, and the constants in its graph.
-
-    Args:
-        model: the network; a parameter that it has under two names goes by the first.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._names = {id(value): name for name, value in model.named_parameters()}
-        self._like = next(model.parameters()).detach()
-
-    def of(self, parameter: Any) -> str:
-        """Returns a parameter's name."""
-        if id(parameter) not in self._names:
-            raise UnsupportedError("a weight that is no parameter of the network")
-        return self._names[id(parameter)]
-
-    def bias(self, parameter: Any) -> str | None:
-        """Returns the name of a parameter that may be missing."""
-        return None if parameter is None else self.of(parameter)
-
-    def attribute(self, target: str) -> Any:
-        """Returns what a dotted name refers to."""
-        return operator.attrgetter(target)(self._model)
-
-    def parameter(self, node: Any) -> Any:
-        """Returns the parameter that a node reads; None for None."""
-        if node is None:
-            return None
-        if not isinstance(node, fx.Node) or node.op != "get_attr":
-            raise UnsupportedError(f"a weight that is computed ({node})")
-        return self.attribute(str(node.target))
-
-    def constant(self, node: Any) -> Tensor:
-        """Returns a number, or what a node reads from the network, as a tensor."""
-        if isinstance(node, fx.Node):
-            if node.op != "get_attr":
-                raise UnsupportedError(f"arithmetic between activations ({node.name})")
-            node = self.attribute(str(node.target))
-            if id(node) in self._names:
-                raise UnsupportedError(f"arithmetic with the parameter {self.of(node)}")
-        return torch.as_tensor(node).detach().to(self._like)
-
-    def is_constant(self, node: Any) -> bool:
-        """Whether a node is a number or read from the network."""
-        return not isinstance(node, fx.Node) or node.op == "get_attr"
 
 
 def require_arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -212,7 +164,8 @@ def _dropout(training: bool, target: str = "dropout") -> Op:
 
 
 def _normalize(names: Names, module: Normalize, target: str) -> Op:
-    return Affine(1 / module.std, -module.mean / module.std)
+    mean, std = names.as_activation(module.mean), names.as_activation(module.std)
+    return Affine(1 / std, -mean / std)
 
 
 def _activation(build: Callable[[Any], Op]) -> Callable[[Names, Any, str], Op]:
@@ -327,7 +280,7 @@ def _cat(names: Names, tensors: Any, dim: int = 0) -> Found:
 
 def _mean(names: Names, input: Any, dim: Any = None, keepdim: bool = False) -> Found:
     axes = [dim] if isinstance(dim, int) else list(dim or [])
-    if not axes or 0 in axes:
+    if not axes or 0 in axes:  # from the end, the rule itself sees it
         raise UnsupportedError("a mean over the batch")
     return Mean(axes, keepdim=keepdim), [input]
 
