@@ -16,8 +16,8 @@ from gradinv.priors import load_generator
 WATCH = shlex.split(
     "watch --watched images --data images --channels 1 --model tiny_net:make --batch-size 2 "
     "--batches 1 --attack gi-z --attack gi-x --defense none --steps-scale 0.01 --restarts 1 "
-    "--workers 1 --device cpu --clients 2 --rounds-watched 2 --steps 2 --base-channels 4 --latent 6 "
-    "--out w"
+    "--workers 1 --device cpu --clients 2 --rounds-watched 2 --steps 2 --base-channels 4 "
+    "--latent 6 --out w"
 )
 
 

@@ -156,8 +156,8 @@ def watch(
             )
         seen = {"rounds": rounds, "updates": rounds * watcher.federation.clients}
         # Candidate search needs no prior, so there is nothing to watch in it.
-        attacks = [row for row in audit["summary"] if row["attack"] != CANDIDATES]
-        rows += [{**seen, **{name: row[name] for name in _KEPT}} for row in attacks]
+        shown = [row for row in audit["summary"] if row["attack"] != CANDIDATES]
+        rows += [{**seen, **{name: row[name] for name in _KEPT}} for row in shown]
         settings = audit["config"]
     watched = {
         "schema": 1,
