@@ -143,7 +143,7 @@ def test_the_audit_has_the_keys_of_the_contract():
     cell_keys = "attack defense batch seed steps seconds objective outcome images files status"
     image_keys = (
         "original reconstruction psnr ssim lpips mse label rank decoys nearest_decoy second_decoy "
-        "ssim_without lpips_without"
+        "ssim_without lpips_without alike"
     )
     summary_keys = "attack defense n psnr_mean psnr_best psnr_ci95 ssim_mean lpips_mean seconds"
     assert set(cell_keys.split()) <= set(audit["cells"][0])

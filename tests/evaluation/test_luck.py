@@ -25,7 +25,7 @@ def test_chance_against_enumeration():
 
 def score(mse: float, nearest: float | None, second: float | None, decoys: int = 63) -> ImageScore:
     rank = 0 if nearest is None or mse < nearest else 1
-    return ImageScore(0, 0, 0, mse, 20.0, 0.5, None, rank, decoys, nearest, second)
+    return ImageScore(0, 0, 0, mse, 20.0, 0.5, None, rank, decoys, 1, nearest, second)
 
 
 def test_a_lead_as_that_of_any_decoy_is_luck():
@@ -60,7 +60,7 @@ def test_luck_is_found_no_more_often_than_said(dimension, images, generator):
         errors = (points - picture).square().mean(2)
         scores = [
             ImageScore(
-                0, 0, 0, float(row[0]), 20.0, 0.5, None, int((row[1:] < row[0]).sum()), 63,
+                0, 0, 0, float(row[0]), 20.0, 0.5, None, int((row[1:] < row[0]).sum()), 63, 1,
                 *row[1:].sort().values[:2].tolist(),
             )
             for row in errors

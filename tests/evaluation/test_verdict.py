@@ -16,7 +16,7 @@ def score(
     """A score beside pictures of SSIM 0.5 that know nothing; the nearest decoy ``lead`` away."""
     nearest = 0.01 * lead
     return ImageScore(
-        0, 0, 0, 0.01, psnr, ssim, None, rank, decoys,
+        0, 0, 0, 0.01, psnr, ssim, None, rank, decoys, 1,
         nearest if decoys else None, 1.1 * nearest if decoys > 1 else None, 0.5,
     )  # fmt: skip
 

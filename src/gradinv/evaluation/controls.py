@@ -141,6 +141,32 @@ def candidate_errors(
     return torch.stack(errors, 1)
 
 
+def two_nearest(
+    reconstructions: Float[Tensor, "batch channel height width"],
+    decoys: Float[Tensor, "batch decoy channel height width"],
+) -> Float[Tensor, "batch 2"]:
+    """Returns the MSE of each reconstruction and the two decoys nearest to it, of all of a batch.
+
+    Nothing is matched here: each reconstruction is compared with the decoys of all places. Images
+    of one label share decoys; one that stands in several places counts once. Infinity where there
+    are fewer than two.
+    """
+    flat = reconstructions.flatten(1).double()
+    # The matrix-product form of cdist loses small distances; place by place it needs less memory.
+    apart = [
+        torch.cdist(flat, row.to(flat).flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+        for row in decoys
+    ]
+    errors = torch.stack(apart).square() / max(1, flat.shape[1])
+    # (place, reconstruction, decoy) -> (reconstruction, every decoy), the absent ones last
+    apart = errors.permute(1, 0, 2).flatten(1).nan_to_num(torch.inf).sort(dim=1).values
+    found = torch.full((len(flat), 2), torch.inf, dtype=torch.float64)
+    for place, row in enumerate(apart):
+        distinct = row.unique_consecutive()[:2]
+        found[place, : len(distinct)] = distinct
+    return found.to(reconstructions.dtype)
+
+
 def _matched_errors(candidates: Tensor, reconstructions: Tensor) -> Tensor:
     """Returns the MSE of each candidate and the reconstruction that it is matched to."""
     matched = reconstructions[match(candidates, reconstructions)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradinv.data import ClientBatch
 from gradinv.errors import ConfigError, DataError
-from gradinv.evaluation.controls import candidate_errors, count_decoys, ranks_of
+from gradinv.evaluation.controls import candidate_errors, count_decoys, ranks_of, two_nearest
 from gradinv.evaluation.matching import match
 from gradinv.evaluation.metrics import mse, psnr, ssim
 from gradinv.resolve import resolve
@@ -41,8 +41,10 @@ class ImageScore:
         lpips: perceptual distance; ``None`` without backbone weights.
         rank: how many decoys, matched as the original was, are nearer to their reconstruction.
         decoys: how many other images of the label it was compared with; 0 without the control.
-        nearest_decoy: mean squared error of the nearest of those; ``None`` without any.
-        second_decoy: of the next one; ``None`` without two.
+        alike: how many images of the batch have its label, itself included.
+        nearest_decoy: mean squared error of the reconstruction and the decoy nearest to it, of
+            those of all places; ``None`` without any.
+        second_decoy: likewise of the next one; ``None`` without two.
         ssim_without: the best SSIM of a picture that knows nothing of this image
             (:mod:`gradinv.audit.baselines`); ``None`` where none was made.
         lpips_without: likewise the least LPIPS.
@@ -59,6 +61,7 @@ class ImageScore:
     lpips: float | None
     rank: int
     decoys: int
+    alike: int = 1
     nearest_decoy: float | None = None
     second_decoy: float | None = None
     ssim_without: float | None = None
@@ -169,7 +172,8 @@ def evaluate(
     among_decoys = candidate_errors(preds, target, decoys)
     ranks = ranks_of(among_decoys)
     candidates = count_decoys(decoys)
-    nearest = among_decoys[:, 1:].sort(dim=1).values
+    nearest = two_nearest(preds, decoys)
+    labels = Counter(batch.labels.tolist())
     return Evaluation(
         tuple(
             ImageScore(
@@ -182,13 +186,18 @@ def evaluate(
                 lpips=None if distances is None else float(distances[i]),
                 rank=int(ranks[i]),
                 decoys=int(candidates[i]),
-                nearest_decoy=float(nearest[i, 0]) if candidates[i] else None,
-                second_decoy=float(nearest[i, 1]) if candidates[i] > 1 else None,
+                alike=labels[int(batch.labels[i])],
+                nearest_decoy=_finite(nearest[i, 0]),
+                second_decoy=_finite(nearest[i, 1]),
                 others={name: values[i] for name, values in others.items()},
             )
             for i in range(len(batch))
         )
     )
+
+
+def _finite(value: Tensor) -> float | None:
+    return float(value) if bool(value.isfinite()) else None
 
 
 def measured(

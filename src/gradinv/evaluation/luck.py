@@ -23,17 +23,19 @@ def chance_of(hits: int, luck: Sequence[float]) -> float:
 
 
 def chances_so_near(scores: Sequence[ImageScore]) -> list[float]:
-    r"""Returns, for each image, how likely luck alone brings it so far ahead of all its decoys.
+    r"""Returns, for each image, how likely luck alone brings it so far ahead of all decoys.
 
-    Luck makes the true image the nearest of N with 1 / N. How far it is ahead then is asked of the
-    decoys themselves: where nothing leaked, the original is one of them, and its lead over the next
-    is of the kind that the nearest decoy has over the second. Where distances near the least grow
-    like a power, as those of points in some dimension do, the logarithms of such leads are
-    exponential (Rényi 1953). So with the leads :math:`g_i` of the decoys of n images, a lead m has
+    Of the n images of a label in a batch and its d decoys luck makes one of the n the nearest to a
+    reconstruction with n / (n + d). How far it is ahead then is asked of the decoys themselves:
+    where nothing leaked, the original is one of them, and its lead over the next is of the kind
+    that the nearest decoy has over the second. Where distances near the least grow like a power, as
+    those of points in some dimension do, the logarithms of such leads are exponential (Rényi 1953).
+    So with the leads :math:`g_i` of the decoys of N reconstructions, a lead m has
 
-    .. math:: p = \frac{1}{N} \Bigl(1 + \frac{m}{\sum_i g_i}\Bigr)^{-n}
+    .. math:: p = \frac{n}{n + d} \Bigl(1 + \frac{m}{\sum_i g_i}\Bigr)^{-N}
 
-    The images are not independent of each other; the level is that of any of them, by Bonferroni.
+    The level is that of any of the images, by Bonferroni. Decoys are not matched here, as they are
+    for ranks: what is asked is how near this picture is, whichever original it belongs to.
 
     Returns:
         Chances for any of the images (already times their number), at most 1; 1 where there is
@@ -47,12 +49,12 @@ def chances_so_near(scores: Sequence[ImageScore]) -> list[float]:
 
 
 def _chance(score: ImageScore, total: float, number: int) -> float:
-    if not score.identified or score.nearest_decoy is None:
+    if not score.decoys or score.nearest_decoy is None:
         return 1.0
     lead = math.inf if score.mse <= 0 else math.log(score.nearest_decoy / score.mse)
     if lead <= 0:
         return 1.0
-    return (1 + lead / total) ** -number / (score.decoys + 1)
+    return score.alike / (score.alike + score.decoys) * (1 + lead / total) ** -number
 
 
 def _lead_of_decoys(score: ImageScore) -> float | None:
