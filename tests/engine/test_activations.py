@@ -12,7 +12,8 @@ from gradinv.engine.distances import Cosine
 from gradinv.engine.frozen import FrozenPattern
 from gradinv.engine.rules.activations import ACTIVATIONS
 from gradinv.engine.rules.gated import GLU, Multiply
-from gradinv.engine.rules.op import Run, Saved, UnsupportedError
+from gradinv.engine.rules.names import Names
+from gradinv.engine.rules.op import Op, Run, Saved, UnsupportedError
 from gradinv.engine.rules.table import MODULES
 from gradinv.errors import AttackError
 from tests.engine.networks import guesses, relative, update
@@ -124,6 +125,42 @@ def test_a_frozen_pattern_is_near_the_exact_gradient(act):
     assert isinstance(frozen, FrozenPattern)
     expected = engine_for(model, observation, distance=Cosine(), way="exact").evaluate(images)
     assert relative(frozen.evaluate(images).gradient, expected.gradient) < 0.02
+
+
+PIECEWISE = (
+    nn.Hardshrink(0.2), nn.Hardsigmoid(), nn.Hardtanh(-0.3, 0.7), nn.LeakyReLU(0.2), nn.ReLU(),
+    nn.ReLU6(), nn.RReLU(0.1, 0.4).eval(), nn.Softshrink(0.2), nn.Threshold(0.1, -0.2),
+)  # fmt: skip
+
+
+def rule_of(act: nn.Module) -> Op:
+    return MODULES[type(act)](Names(nn.Linear(1, 1), {}), act, "act")
+
+
+@pytest.mark.parametrize("act", PIECEWISE, ids=repr)
+def test_replayed_elsewhere_an_input_stays_on_its_line(act):
+    """The step of a frozen pattern crosses kinks; the line that was recorded goes on beyond."""
+    op, run, recorded = rule_of(act), Run(1, {}, frozenset()), Saved()
+    x = torch.linspace(-8, 8, 97, dtype=torch.float64).requires_grad_()
+    elsewhere = x.detach().flip(0)
+    (slope,) = torch.autograd.grad(act(x).sum(), x)
+    x = x.detach()
+    torch.testing.assert_close(op.forward(run, recorded, x), act(x))
+    there = op.replay(run, Saved(), recorded, elsewhere)
+    torch.testing.assert_close(there, act(x) + slope * (elsewhere - x))
+    (back,) = op.replay_backward(run, Saved(), recorded, torch.ones_like(x))
+    torch.testing.assert_close(back, slope)
+
+
+@pytest.mark.parametrize("act", [nn.ELU(1.3), nn.SELU(), nn.CELU(0.5), nn.Hardswish()], ids=repr)
+def test_replayed_elsewhere_an_input_stays_on_its_smooth_piece(act):
+    op, run, recorded = rule_of(act), Run(1, {}, frozenset()), Saved()
+    right = torch.full((5,), 4.0, dtype=torch.float64)
+    op.forward(run, recorded, right)
+    elsewhere = torch.tensor([-7.0, -2.0, 0.5, 2.0, 9.0], dtype=torch.float64)
+    # All of them are straight lines through zero on the right.
+    expected = act(right) / right * elsewhere
+    torch.testing.assert_close(op.replay(run, Saved(), recorded, elsewhere), expected)
 
 
 def test_random_slopes_have_no_rule():

@@ -7,7 +7,7 @@ from PIL import Image
 
 from gradinv.data import load_images
 from gradinv.errors import ConfigError, DataError, ModelError, StorageError
-from gradinv.federated import Federation, Observation, Sparsify, loss_gradient, simulate
+from gradinv.federated import Federation, Noise, Observation, Sparsify, loss_gradient, simulate
 from gradinv.federated.protocol import FedAvg
 from gradinv.files import read_json, write_json
 from gradinv.models import build_model, fingerprint, load_weights
@@ -62,6 +62,24 @@ def test_every_update_names_the_weights_that_it_was_made_with(images):
             assert update.model["fingerprint"] == fingerprint(weights_of(number))
             assert update.model["client"] == str(client)
             assert update.model["spec"] == "tiny_net:make"
+
+
+def test_the_clients_chance_is_not_that_of_an_attacker_with_their_seed(images):
+    """Who could draw a client's noise again would take it off the update."""
+    simulate(network(), images, SMALL, Path("f"), defenses=(Noise(1.0),))
+    model, batch = weights_of(0), SMALL.batches(images)[0][0]
+    sent = Observation.load(Path("f", "round0-client000.safetensors")).gradient
+    true = loss_gradient(model, batch.images, batch.labels)
+    drawn = Noise(1.0).apply(true, torch.Generator().manual_seed(SMALL.seed))
+    for name, value in sent.items():
+        if value.numel() > 20:
+            noise, other = ((each[name] - true[name]).flatten() for each in (sent, drawn))
+            assert 0.5 < noise.std() < 1.5
+            assert abs(torch.cosine_similarity(noise, other, dim=0)) < 0.9
+    again = simulate(network(), images, SMALL, Path("g"), defenses=(Noise(1.0),))
+    assert again == 6
+    repeated = Observation.load(Path("g", "round0-client000.safetensors")).gradient
+    assert all(torch.equal(repeated[name], value) for name, value in sent.items())
 
 
 def test_the_server_averages_what_was_sent_defences_included(images):

@@ -43,6 +43,17 @@ def test_bce_against_one_hot_labels(reduction):
     torch.testing.assert_close(Loss("bce", reduction)(logits, hot), expected)
 
 
+@pytest.mark.parametrize("classes", [1, 4])
+def test_smoothing_of_bce_is_shared_between_the_classes(classes):
+    """A smoothed label is still a distribution, as cross entropy has it."""
+    several = max(classes, 2)
+    logits, labels = torch.randn(3, classes), torch.tensor([several - 1, 0, 0])
+    hot = 0.8 * functional.one_hot(labels, several).float() + 0.2 / several
+    torch.testing.assert_close(hot.sum(dim=1), torch.ones(3))
+    expected = nn.BCEWithLogitsLoss()(logits, hot[:, 1:] if classes == 1 else hot)
+    torch.testing.assert_close(Loss("bce", smoothing=0.2)(logits, labels), expected)
+
+
 def test_one_logit_is_that_of_the_second_class():
     logits, labels = torch.randn(3, 1), torch.tensor([1, 0, 1])
     expected = nn.BCEWithLogitsLoss()(logits[:, 0], labels.float())

@@ -87,6 +87,9 @@ def test_dcdx_against_finite_differences(training):
     expected = (found.gradient * step).flatten(1).sum(dim=1)
     torch.testing.assert_close((ahead - behind) / (2 * eps), expected, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(engine.matching(images), found.matching)
+    # The mean over images, beside which a regulariser weighs the same whatever the batch.
+    cosines = torch.stack([clues.fits(model, own).diagonal() for own in images])
+    torch.testing.assert_close(found.matching, 1 - cosines.mean(dim=1))
     assert (found.cost > found.matching).all()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
