@@ -187,36 +187,63 @@ def ways_table(results: Results) -> str:
 
 
 def defense_table(results: Results) -> str:
-    """Returns a row for each defence: what the strongest attack makes of it, and what it costs."""
-    figures = results["figures"]
+    """Returns a row for each defence: what was shown of it, what is excluded, and what it costs."""
+    figures, settings = results["figures"], results["settings"]
     lines = [
-        "| defence | strongest attack | PSNR, mean (dB) | SSIM, mean | images identified | verdict "
-        "| accuracy |",
-        "|---|---|---:|---:|---:|---|---:|",
+        "| defence | verdict | strongest attack: PSNR (dB) | SSIM | identified "
+        "| named among candidates | no server names more than | (ε, δ) of one update | accuracy |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for defense, found in results["settings"]["strongest"].items():
+    for verdict in settings["verdicts"]:
+        defense = verdict["defense"]
+        found = settings["strongest"][defense]
         identified = round(figures[f"identified {defense}"] * found["n"])
+        bounds = [verdict[name] for name in ("ceiling", "closed_form") if verdict[name] is not None]
+        epsilon, accuracy = verdict["epsilon"], figures.get(f"accuracy {defense}")
         cells = (
-            f"`{defense}`", f"`{found['attack'].split(':')[0]}`",
-            f"{figures[f'psnr_mean {defense}']:.2f}", f"{figures[f'ssim_mean {defense}']:.2f}",
-            f"{identified} of {found['n']}", found["level"].lower(),
-            f"{100 * figures[f'accuracy {defense}']:.1f} %",
+            f"`{defense}`", verdict["level"], f"{figures[f'psnr_mean {defense}']:.2f}",
+            f"{figures[f'ssim_mean {defense}']:.2f}", f"{identified} of {found['n']}",
+            f"{verdict['named_known']} of {found['n']} ({verdict['named']} without the rest)",
+            f"{100 * min(bounds):.1f} %" if bounds else "–",
+            f"({_thousands(epsilon)}, 1e-5)" if epsilon is not None else "–",
+            f"{100 * accuracy:.1f} %" if accuracy is not None else "–",
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def _thousands(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def verdict_table(results: Results) -> str:
-    """Returns a row for each size of batch and kind of guess: how often luck made which level."""
+    """Returns a row for each image set, size of batch and kind of audit: how often which level."""
     levels = [level.value for level in Level]
     lines = [
-        f"| images in a batch | guess | identified | {' | '.join(levels)} |",
-        "|---:|---|---:|" + "---:|" * len(levels),
+        f"| images | images in a batch | what came back | {' | '.join(levels)} |",
+        "|---|---:|---|" + "---:|" * len(levels),
     ]
     for row in results["rows"]:
-        guess = "another image" if row["mean_of"] == 1 else f"mean of {row['mean_of']} others"
-        shares = [f"{100 * row[name]:.1f} %" for name in ("identified", *levels)]
-        lines.append(f"| {row['batch_size']} | {guess} | {' | '.join(shares)} |")
+        shares = [f"{100 * row[name]:.1f} %" for name in levels]
+        lines.append(
+            f"| {row['data']} | {row['batch_size']} | {row['case']} | {' | '.join(shares)} |"
+        )
+    return "\n".join(lines)
+
+
+def noise_table(results: Results) -> str:
+    """Returns a row for each image set: the least noise that excludes naming, and its price."""
+    figures = results["figures"]
+    lines = [
+        "| images | update | least noise that excludes naming, σ | accuracy with it | without |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for name, setting in results["settings"]["sets"].items():
+        for clip, words in (("", "as it is"), (" clip:1", "clipped to length 1")):
+            costs = [figures.get(f"accuracy {name}{clip}{end}") for end in (" least", " none")]
+            shown = ["–" if cost is None else f"{100 * cost:.1f} %" for cost in costs]
+            sigma = figures[f"sigma_needed {name}{clip}"]
+            lines.append(f"| {setting['words']} | {words} | {sigma:.2g} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -227,6 +254,7 @@ RENDERERS: dict[str, Callable[[Results], str]] = {
     "standard": standard_table,
     "defences": defense_table,
     "verdict": verdict_table,
+    "defences-sweep": noise_table,
     "engine-cpu": engine_table,
     "engine-ways": ways_table,
 }
