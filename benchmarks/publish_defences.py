@@ -126,7 +126,7 @@ def _least_noise(verdicts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _known_accuracies() -> dict[str, list[float]]:
-    """Returns those of the last results; one for each defence in those of before there were more."""
+    """Returns those of the last results; one each in those of before there were more."""
     last = read_json(RESULTS / "defences.json")
     if "accuracies" in last["settings"]:
         return last["settings"]["accuracies"]
