@@ -38,15 +38,16 @@ class Training:
     lr: float = 1e-3
     seed: int = 0
 
-    def accuracy(self, defense: str, train: str, test: str) -> float:
+    def accuracy(self, defense: str, train: str, test: str, *, image_size: int = 32) -> float:
         """Returns the share of the test images that the trained network labels correctly.
 
         Args:
             defense: of every client, as ``gradinv.federated.parse_defense`` reads it.
             train: path of the clients' images.
             test: path of the others.
+            image_size: of both.
         """
-        images = load_images(train)
+        images = load_images(train, image_size=image_size)
         channels, side, _ = images.image_shape
         model = build_model(
             self.model,
@@ -69,7 +70,7 @@ class Training:
                 parameter.grad = mean[name]
             server.step()
         _take_statistics(model, images.images(order[-_STATISTICS:]))
-        return _accuracy(model, load_images(test))
+        return _accuracy(model, load_images(test, image_size=image_size))
 
     def _mean_update(
         self, model: nn.Module, clients: list[ClientBatch], defense: str, source: torch.Generator
