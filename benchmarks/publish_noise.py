@@ -1,6 +1,6 @@
 """Measures how often images are named at each noise, and what no server can do better.
 
-``python -m benchmarks.publish_noise --images NAME TEST TRAIN ...``. The updates are those of the
+``python -m benchmarks.publish_noise --images NAME CLIENT TRAIN TEST ...``. The updates are those of the
 network's first weights in train mode, clipped to length 1 and with noise, or with noise alone; a
 server that knows the rest of the batch names the likeliest of its candidates. Beside it stand the
 ceiling over the same candidates, the closed form that the clip alone gives, and luck. With a folder
@@ -176,7 +176,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Measures, draws, and writes ``results/defences-sweep.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--images", nargs=3, action="append", default=[], metavar=("NAME", "TEST", "TRAIN")
+        "--images",
+        nargs=4,
+        action="append",
+        default=[],
+        metavar=("NAME", "CLIENT", "TRAIN", "TEST"),
     )
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -191,11 +195,11 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {}
     sets: dict[str, Any] = {"fashion": {"words": "Fashion-MNIST, the embedded images"}}
-    given = [("fashion", load_images(None), "", "-")]
-    for name, test, train in options.images:
-        given.append((name, load_images(test, image_size=options.image_size), test, train))
+    given = [("fashion", load_images(None), "-", "-")]
+    for name, client, train, test in options.images:
+        given.append((name, load_images(client, image_size=options.image_size), train, test))
         sets[name] = {"words": name}
-    for name, images, test, train in given:
+    for name, images, train, test in given:
         found, needed = measured(
             images,
             name,
