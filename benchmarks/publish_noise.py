@@ -1,6 +1,6 @@
 """Measures how often images are named at each noise, and what no server can do better.
 
-``python -m benchmarks.publish_noise --images NAME CLIENT TRAIN TEST ...``. The updates are those of the
+``python -m benchmarks.publish_noise --images NAME CLIENT TRAIN TEST``. The updates are those of the
 network's first weights in train mode, clipped to length 1 and with noise, or with noise alone; a
 server that knows the rest of the batch names the likeliest of its candidates. Beside it stand the
 ceiling over the same candidates, the closed form that the clip alone gives, and luck. With a folder

@@ -7,9 +7,11 @@ from PIL import Image
 
 from benchmarks.giml_plan import SCALES, mean, snapshot
 from benchmarks.publish import _specs
-from benchmarks.publish_defences import strongest
+from benchmarks.publish_defences import _least_noise, strongest
+from benchmarks.publish_noise import DRAWS, SIGMAS, measured
 from benchmarks.publish_standard import _named, _parts, figures_of
-from benchmarks.publish_verdict import guessed, measure
+from benchmarks.publish_verdict import Case, measure, parts, simulated
+from benchmarks.publish_verdict import figures_of as errors
 from benchmarks.tune import best_settings
 from benchmarks.utility import Training
 from gradinv.data import load_images
@@ -83,16 +85,53 @@ def test_every_step_that_is_attacked_with_is_kept(name):
     assert snapshot(Path("p"), every).name == f"{every:06d}"
 
 
-def test_guesses_know_the_labels_alone():
-    images = load_images(None)
-    scores = guessed(images, images, batch_size=4, mean_of=2, seed=3)
-    assert len(scores) == 32
-    assert {score.decoys for score in scores} == {15}
-    again = guessed(images, images, batch_size=4, mean_of=2, seed=3)
-    assert again == scores
-    row = measure(images, images, batch_size=4, mean_of=2, audits=3)
-    assert row["images"] == 96
+def test_simulated_audits_know_the_labels_alone_or_one_image():
+    pair = parts(load_images(None), "fashion")
+    assert (len(pair.images), len(pair.others)) == (120, 40)
+    quiet = simulated(pair, batch_size=4, case=Case(1), seed=3)
+    assert quiet == simulated(pair, batch_size=4, case=Case(1), seed=3)
+    assert quiet["n"] == 32
+    assert quiet["candidates"] == 64
+    shown = simulated(pair, batch_size=4, case=Case(1, 30.0), seed=3)
+    assert shown["level"] == "SEVERE"
+    row = measure(pair, batch_size=32, case=Case(4), audits=2)
     assert sum(row[level.value] for level in Level) == pytest.approx(1)
+    assert row["case"] == "mean of 4 others"
+
+
+def test_errors_of_the_verdict():
+    quiet = {"data": "d", "batch_size": 4, "case": "another image", "planted": None, "bare": 0.0}
+    loud = {**quiet, "case": "one image at 20 dB", "planted": 20.0, "bare": 0.125}
+    levels = {"SEVERE": 0.25, "PARTIAL": 0.5, "OPEN": 0.25, "EXCLUDED": 0.0}
+    figures = errors([{**quiet, **levels}, {**loud, **levels}])
+    assert (figures["false_alarm"], figures["miss"], figures["open"]) == (0.75, 0.25, 0.125)
+    assert figures["false_alarm d B=4 another image"] == 0.75
+    assert figures["miss d B=4 one image at 20 dB"] == 0.25
+
+
+def test_the_least_noise_has_two_digits_and_is_no_less():
+    def noise(needed: float) -> str:
+        return _least_noise([{"defense": "none", "sigma_needed": needed}])
+
+    assert noise(0.1234) == "noise:0.13"
+    assert noise(3.01) == "noise:3.1"
+    assert noise(25.0) == "noise:25"
+
+
+def test_naming_against_what_no_server_can_do():
+    """Drawn in the span of the candidates, named as often as the ceiling says, and no more."""
+    images = load_images(None)
+    rows, figures = measured(images, "fashion", batches=2, batch_size=2, candidates=6, seed=0)
+    assert len(rows) == 2 * len(SIGMAS)
+    for row in rows:
+        low, high = row["ceiling_interval"]
+        assert row["luck"] == pytest.approx(1 / 6)
+        # 160 draws: four standard deviations of what is left to chance.
+        spread = 4 * (row["ceiling"] * (1 - row["ceiling"]) / (4 * DRAWS)) ** 0.5
+        assert low - spread - 0.01 <= row["named"] <= high + spread + 0.01
+        if row["clip"]:
+            assert row["closed_form"] >= row["ceiling"] - 1e-3
+    assert set(figures) == {"sigma_needed fashion", "sigma_needed fashion clip:1"}
 
 
 def test_the_strongest_attack_has_the_gravest_verdict_then_the_highest_psnr():
@@ -100,9 +139,10 @@ def test_the_strongest_attack_has_the_gravest_verdict_then_the_highest_psnr():
         {"defense": defense, "attack": attack, "level": level, "psnr_mean": psnr}
         for defense, attack, level, psnr in (
             ("none", "a", "PARTIAL", 30.0), ("none", "b", "SEVERE", 20.0),
-            ("none", "c", "SEVERE", 21.0), ("clip:1", "a", "NONE FOUND", 9.0),
+            ("none", "c", "SEVERE", 21.0), ("clip:1", "a", "OPEN", 9.0),
         )
     ]  # fmt: skip
+    rows.append({"defense": "none", "attack": "candidates", "level": "SEVERE", "psnr_mean": None})
     found = strongest(rows)
     assert list(found) == ["none", "clip:1"]
     assert [row["attack"] for row in found.values()] == ["c", "a"]
