@@ -13,7 +13,7 @@ import gradinv
 from gradinv.attacks import preset
 from gradinv.attacks.evidence.labels import LabelMethod, recover_labels
 from gradinv.attacks.presets import PRESETS
-from gradinv.audit.summary import summarise
+from gradinv.audit.summary import signed_off
 from gradinv.cli import main
 from gradinv.data import ClientBatch
 from gradinv.engine.distances import DISTANCES, distance_of
@@ -140,7 +140,7 @@ def test_a_metric_at_the_command_line(capsys, monkeypatch):
     more = [*AUDIT.split(), "--metric", name, "--metric", "psnr", "--out", "run"]
     assert main(more) == 0
     found, said = read_json(Path("run/audit.json")), capsys.readouterr().out
-    (cell,), (row,) = found["cells"], found["summary"]
+    (cell,), (row, _) = found["cells"], found["summary"]
     values = [image["others"][name] for image in cell["images"]]
     assert all(0 < value <= 1 for value in values)
     means = row.pop("others")
@@ -196,7 +196,8 @@ def test_a_metric_changes_no_other_figure_and_need_not_be_finite():
     for scores, mean in ((found, 2.0), (found[:1], None)):
         images = [score.row() for score in scores]
         cell = {"attack": "a", "defense": "none", "seconds": 1.0, "images": images}
-        assert summarise([cell])[0]["others"] == {"mine": mean}
+        rows, _ = signed_off([cell], [], defenses={"none": ()}, budgets={"a": 1.0})
+        assert rows[0]["others"] == {"mine": mean}
 
 
 def test_a_metric_that_fails_is_heard_before_the_first_attack(capsys):

@@ -145,3 +145,28 @@ def test_the_plan_does_not_import_torch():
 def test_a_normalisation_without_meaning(mean, std, said):
     with pytest.raises(ConfigError, match=said):
         AuditConfig(mean=mean, std=std)
+
+
+def test_the_undefended_update_stands_beside_with_the_first_attack():
+    config = AuditConfig(attack=("a", "b"), defense=("clip:1",), undefended="yes", batches=1)
+    assert [(c.attack, c.defense) for c in cells_of(config)] == [
+        ("a", "none"), ("candidates", "none"),
+        ("a", "clip:1"), ("b", "clip:1"), ("candidates", "clip:1"),
+    ]  # fmt: skip
+    assert AuditConfig().defenses == ("none", "sparsify:0.95")
+    assert AuditConfig(defense=("clip:1",)).defenses == ("clip:1",)
+    assert AuditConfig(undefended="no").defenses == ("sparsify:0.95",)
+    both = AuditConfig(attack=("a", "b"), defense=("none", "clip:1"), undefended="yes")
+    assert both.undefended == "no"
+    assert both.attacks_on("none") == ("a", "b")
+
+
+def test_candidates_is_no_name_of_an_attack():
+    with pytest.raises(ConfigError, match="by another name than candidates, which is the judge's"):
+        AuditConfig(attack=("candidates",))
+
+
+@pytest.mark.parametrize("setting", ["candidates", "rounds"])
+def test_too_few(setting):
+    with pytest.raises(ConfigError, match=f"expected --{setting} of at least"):
+        AuditConfig.from_mapping({setting: 0})
