@@ -916,6 +916,15 @@ def test_verdicts_of_defences_stand_at_the_top(run):
     assert "Noise that would" not in excluded
 
 
+def test_certificates_that_are_refused_for_one_reason_are_one_line(run):
+    audit, cells = with_verdicts(run)
+    for name in ("ceiling", "closed_form", "epsilon"):
+        audit["verdicts"][0][f"{name}_refusal"] = "it adds no noise"
+    card = text_of(Page(render_report(audit, cells)).find("article", class_="verdict")[0])
+    assert "Certificates none: it adds no noise Noise that would exclude" in card
+    assert "Ceiling" not in card
+
+
 def test_candidate_search_and_baselines_are_rows_of_the_table(run):
     page = Page(render_report(*with_verdicts(run)))
     rows = table_rows(page, page.find("table", class_="numbers")[0])

@@ -43,7 +43,8 @@ def test_a_prior_is_learned_from_a_simulated_federation_and_audited_with(capsys)
         "--prior learned --steps-scale 0.01 --restarts 2 --workers 1 --device cpu --out run"
     )
     assert main(audit) == 0
-    (cell,) = read_json(Path("run/audit.json"))["cells"]
+    plain, cell = read_json(Path("run/audit.json"))["cells"]
+    assert (plain["defense"], cell["defense"]) == ("none", "sparsify:0.95")
     assert cell["attack"] == "gi-z/w"
     assert main(shlex.split("prior show learned")) == 0
     assert "gradients" in capsys.readouterr().out

@@ -225,6 +225,8 @@ def bounds(verdict: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         ("Closed form from the clip", _or_none(verdict, "closed_form", closed)),
         ("(ε, δ)", _or_none(verdict, "epsilon", epsilon)),
     ]
+    if len({words for _, words in lines}) == 1:  # refused for one reason
+        lines = [("Certificates", lines[0][1])]
     if is_number(needed):
         lines.append(("Noise that would exclude naming", f"σ ≥ {significant(needed, 2)}"))
     return lines
