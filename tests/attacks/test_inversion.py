@@ -180,6 +180,16 @@ def test_resume_equals_an_uninterrupted_run(name, stop_at, victim, observation, 
         assert torch.equal(mine.images, theirs.images)
 
 
+def test_a_checkpoint_of_an_older_version_is_refused(victim, observation):
+    taken = []
+    attack = preset("gi-x:steps=2")
+    invert(observation, victim, attack, callback=lambda p: taken.append(p.checkpoint()), seed=0)
+    header = {name: value for name, value in taken[0].header.items() if name != "start"}
+    old = Checkpoint(taken[0].tensors, header)
+    with pytest.raises(AttackError, match="with start, got one of an older version without; start"):
+        invert(observation, victim, attack, resume=old, seed=0)
+
+
 def test_a_checkpoint_of_another_run_is_refused(victim, observation, prior, tmp_path):
     taken = []
     attack = short("gi-z/w")

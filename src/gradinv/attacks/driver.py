@@ -36,6 +36,9 @@ from gradinv.state import take_prefix, with_prefix
 
 Callback = Callable[[Progress], None]
 
+_KEPT = {"identity", "results", "start", "stage_seconds", "seconds", "dropped"}
+"""What the header of a checkpoint holds."""
+
 
 class Search:
     """State of one attack between its steps."""
@@ -275,9 +278,15 @@ class Search:
         """Puts the search back to where the checkpoint was taken.
 
         Raises:
-            AttackError: the checkpoint is of another attack, update, seed or time limit.
+            AttackError: the checkpoint is of another attack, update, seed or time limit, or of a
+                version that did not keep all that is needed.
         """
         tensors, header = checkpoint.tensors, checkpoint.header
+        if missing := _KEPT - header.keys():
+            raise AttackError(
+                f"expected a checkpoint with {', '.join(sorted(missing))}, got one of an older "
+                "version without; start anew without it"
+            )
         differing = [
             name for name, value in self.identity.items() if header["identity"].get(name) != value
         ]
