@@ -417,6 +417,7 @@ def test_setting_is_at_the_top(run):
     facts = facts_of(page_of(run))
     assert facts["Client model"] == "convnet"
     assert facts["Batch size"] == str(SIZE)
+    assert facts["Derivatives"] == "by the exact engine"
     assert facts["Defence"] == "none, clip:1+noise:0.01"
     assert facts["Update"] == "FedSGD"
     assert facts["Labels"] == "known to the server"
@@ -969,6 +970,16 @@ def test_who_ran_it_and_when(run):
     assert (facts["Run by"], facts["Date"]) == ("A. Person", "2026-11-27")
     assert "Confidential" in text_of(page.find("p", class_="confidential")[0])
     assert text_of(page_of(run).find("h1")[0]) == "Gradient inversion audit"
+
+
+def test_how_derivatives_were_computed(run):
+    audit = audit_of(run)
+    audit["notes"].append("Computed by plain double backward, which is slower: no rule.")
+    facts = facts_of(Page(render_report(audit, load_cells(run, audit))))
+    assert facts["Derivatives"] == "by double backward, see Limits"
+    audit["config"]["protocol"] = "fedavg"
+    facts = facts_of(Page(render_report(audit, load_cells(run, audit))))
+    assert facts["Derivatives"] == "by autograd, through the simulated training"
 
 
 # The picture

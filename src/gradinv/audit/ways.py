@@ -10,7 +10,7 @@ from gradinv.audit.inputs import WEIGHTS
 from gradinv.engine import kinks, plain_reason
 from gradinv.federated import FedAvg, Protocol
 
-_PLAIN = "Computed by plain double backward"
+PLAIN = "Computed by plain double backward"
 _SMOOTH = "L-BFGS needs a smooth network"
 
 
@@ -39,7 +39,7 @@ def way_notes(
     if stages and not isinstance(protocol, FedAvg):
         reason = plain_reason(model, image_shape)
         if reason is not None:
-            notes.append(f"{_PLAIN}, which is slower: the exact engine has {reason}.")
+            notes.append(f"{PLAIN}, which is slower: the exact engine has {reason}.")
     curved = [
         attack.name for attack in searches
         if any(isinstance(stage.optimizer, LBFGS) for stage in attack.stages)
@@ -58,4 +58,4 @@ def notes_of_ways(notes: Sequence[str]) -> list[str]:
 
     What :func:`way_notes` found, and what was done to make the weights fit.
     """
-    return [note for note in notes if note.startswith((_PLAIN, _SMOOTH, WEIGHTS))]
+    return [note for note in notes if note.startswith((PLAIN, _SMOOTH, WEIGHTS))]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradinv.audit.ways import PLAIN
 from gradinv.federated.defenses import defense_words
 from gradinv.report import findings
 from gradinv.report.charts import CostChart, Strip, cost_chart, strips
@@ -101,7 +102,7 @@ def page_view(audit: Mapping[str, Any], cells: Mapping[str, CellPictures]) -> Pa
         version=plain(audit.get("gradinv")),
         title=clean(config.get("title") or "Gradient inversion audit"),
         lead=_lead(config),
-        facts=_facts(config, specs),
+        facts=_facts(config, specs, audit.get("notes") or ()),
         defenses=views,
         worst_first=tuple(views[specs.index(spec)] for spec in findings.worst_first(audit)),
         searched=any(findings.search_of(row) for row in audit["summary"]),
@@ -131,7 +132,9 @@ def _lead(config: Mapping[str, Any]) -> str:
     )
 
 
-def _facts(config: Mapping[str, Any], specs: Iterable[str]) -> tuple[tuple[str, str], ...]:
+def _facts(
+    config: Mapping[str, Any], specs: Iterable[str], notes: Iterable[Any]
+) -> tuple[tuple[str, str], ...]:
     statistics = {
         "none": "not revealed",
         "running": "running ones revealed",
@@ -158,6 +161,7 @@ def _facts(config: Mapping[str, Any], specs: Iterable[str]) -> tuple[tuple[str, 
         ("Batch-norm statistics", statistics.get(revealed, plain(config.get("reveal_bn")))),
         ("Labels", labels[labels_known] if isinstance(labels_known, bool) else plain(None)),
         ("Prior", Path(clean(prior)).name if prior else "none"),
+        ("Derivatives", _way(config, notes)),
         *((("Budget", budget),) if budget else ()),
     )
 
@@ -175,6 +179,14 @@ def _update(config: Mapping[str, Any]) -> str:
         f"{plain(images)}, lr {plain(lr)}"
     )
     return (f"{words}, momentum {plain(momentum)}" if momentum else words) + _client(config)
+
+
+def _way(config: Mapping[str, Any], notes: Iterable[Any]) -> str:
+    """Returns how the gradients of the attacks' costs were computed."""
+    if config.get("protocol") == "fedavg":
+        return "by autograd, through the simulated training"
+    slower = any(str(note).startswith(PLAIN) for note in notes)
+    return "by double backward, see Limits" if slower else "by the exact engine"
 
 
 def _client(config: Mapping[str, Any]) -> str:
