@@ -957,8 +957,14 @@ def test_the_cost_of_the_truth_is_a_line_in_the_charts(run):
     page = Page(render_report(audit, load_cells(run, audit)))
     heights = [float(e["attrs"]["y1"]) for e in page.find("line", class_="truth")]
     assert len(heights) == 2
+    assert "run it longer" not in page.section("cost")["text"]
     assert 24 < heights[0] < 170
     assert heights[1] == 170
+    audit["summary"][0].update(stalled=1, reached=0, passed=1)
+    page = Page(render_report(audit, load_cells(run, audit)))
+    assert "Stalled 1 of 2, passed 1 of 2: the true images match better than what was found: " in (
+        text_of(page.section("cost"))
+    )
 
 
 def test_who_ran_it_and_when(run):

@@ -81,6 +81,7 @@ def environment() -> "Environment":
         identified=findings.identified,
         other=findings.other,
         percent=words.percent,
+        sentence_case=words.sentence_case,
         significant=words.significant,
     )
     environment.tests["finite"] = words.is_number

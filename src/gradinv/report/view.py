@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradinv.audit.truth import ADVICE, State
 from gradinv.audit.ways import PLAIN
 from gradinv.federated.defenses import defense_words
 from gradinv.report import findings
@@ -38,6 +39,7 @@ class Curves:
     attack: str
     alt: str
     chart: CostChart
+    truth: str | None
 
 
 @dataclass(frozen=True)
@@ -275,4 +277,13 @@ def _curves(
         f"Cost of {clean(row['attack'])} under {clean(row['defense'])} over {chart.frame.steps} "
         f"steps (stages {stages}), {len(shown)} batches, up to {chart.restarts} restarts"
     )
-    return Curves(clean(row["attack"]), alt, chart)
+    return Curves(clean(row["attack"]), alt, chart, _truth(row))
+
+
+def _truth(row: Mapping[str, Any]) -> str | None:
+    """Returns where the searches ended beside the true images, and what to do about it."""
+    found = findings.search_of(row)
+    if found is None:
+        return None
+    first: State = next(state for state in ADVICE if row.get(state))
+    return f"{found}: {ADVICE[first]}"
