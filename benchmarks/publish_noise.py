@@ -244,20 +244,17 @@ def costs(
     test: str,
     options: argparse.Namespace,
 ) -> dict[str, float]:
-    """Returns the accuracy with the least noise that excludes naming, and without any."""
-    figures: dict[str, float] = {}
-    for clip in CLIPS:
-        where = f"{name}{f' {clip}' if clip else ''}"
-        noise = f"noise:{needed[f'sigma_needed {where}']:.2g}"
-        chains = {"least": "+".join(filter(None, (clip, noise))), "none": clip or "none"}
-        for end, chain in chains.items():
-            figures[f"accuracy {where} {end}"] = fmean(
-                replace(training, seed=options.seed + more).accuracy(
-                    chain, train, test, image_size=options.image_size
-                )
-                for more in track(range(options.trainings), f"{name} {chain}")
+    """Returns the accuracy with the least noise that excludes naming, unclipped, and without."""
+    chains = {"least": f"noise:{needed[f'sigma_needed {name}']:.2g}", "none": "none"}
+    return {
+        f"accuracy {name} {end}": fmean(
+            replace(training, seed=options.seed + more).accuracy(
+                chain, train, test, image_size=options.image_size
             )
-    return figures
+            for more in track(range(options.trainings), f"{name} {chain}")
+        )
+        for end, chain in chains.items()
+    }
 
 
 if __name__ == "__main__":

@@ -240,7 +240,7 @@ def noise_table(results: Results) -> str:
     ]
     for name, setting in results["settings"]["sets"].items():
         for clip, words in (("", "as it is"), (" clip:1", "clipped to length 1")):
-            costs = [figures.get(f"accuracy {name}{clip}{end}") for end in (" least", " none")]
+            costs = [figures.get(f"accuracy {name}{clip} {end}") for end in ("least", "none")]
             shown = ["–" if cost is None else f"{100 * cost:.1f} %" for cost in costs]
             sigma = figures[f"sigma_needed {name}{clip}"]
             lines.append(f"| {setting['words']} | {words} | {sigma:.2g} | {' | '.join(shown)} |")

@@ -910,7 +910,7 @@ def test_verdicts_of_defences_stand_at_the_top(run):
     assert "Noise that would exclude naming σ ≥ 0.12" in partial
     # Candidate search makes no pictures: those of the strongest attack are shown.
     assert "Strongest of 2 attacks: gi-z/w" in partial
-    assert "No server can tell which of these images a client holds. 0 of 6 named." in excluded
+    assert "No server names these images much more often than luck does. 0 of 6 named." in excluded
     assert "Ceiling for these candidates at most 7.0 % named (6.8 to 7.2 %)" in excluded
     assert "Closed form from the clip at most 25.0 % named, for any images" in excluded
     assert "(ε, δ) (12.3, 1e-05) for 3 updates" in excluded

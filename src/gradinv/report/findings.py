@@ -199,7 +199,7 @@ def headline(row: Mapping[str, Any]) -> str | None:
         "SEVERE": "Images come back recognisably.",
         "PARTIAL": "Updates tell which images a client holds.",
         "OPEN": "No leak was shown, and none is excluded.",
-        "EXCLUDED": "No server can tell which of these images a client holds.",
+        "EXCLUDED": "No server names these images much more often than luck does.",
     }.get(str(row.get("level")))
     count, n = row.get("identified"), row.get("n")
     if words is None or not is_number(count) or not isinstance(n, int):
