@@ -26,11 +26,11 @@ from gradinv.evaluation.candidates import CandidateLists, candidate_lists, trial
 from gradinv.evaluation.candidates.fit import Fit
 from gradinv.evaluation.certificates import (
     bayes_ceiling_of_gram,
-    closed_form,
     excluding_sigma,
     gram_of,
     mean_ceiling,
 )
+from gradinv.evaluation.closed_form import closed_form
 from gradinv.federated import FedSGD, observe, parse_defense
 from gradinv.models import build_model
 

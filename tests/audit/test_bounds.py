@@ -4,7 +4,7 @@ import pytest
 
 from gradinv.audit.bounds import bounds_of
 from gradinv.evaluation.accounting import epsilon_of
-from gradinv.evaluation.certificates import NO_CLIP, closed_form
+from gradinv.evaluation.closed_form import NO_CLIP, closed_form
 from gradinv.federated import parse_defense
 from gradinv.federated.channel import NO_NOISE
 

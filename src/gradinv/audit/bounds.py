@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from gradinv.evaluation.accounting import epsilon_or_reason
-from gradinv.evaluation.certificates import (
+from gradinv.evaluation.closed_form import (
     closed_form,
     refusal_closed_form,
     sensitivity_of,

@@ -1,10 +1,10 @@
 """What no attack can do: upper bounds on how often a server can say which image it was.
 
-Both hold for Gaussian noise of known sigma, added last, u = m + sigma n, and for any server,
-whatever its prior, time or cleverness. The *ceiling* asks for the best that can be done among given
-candidates at given weights; the *closed form* (Hayes et al. 2023) holds for any images and any
-weights, and needs a clip. Bounds from the Jacobian of the update (Fisher information, van Trees)
-are not here: on ReLU networks an update moves many times more than its Jacobian says.
+Gaussian noise of known sigma, added last, u = m + sigma n, and any server, whatever its prior, time
+or cleverness: the *ceiling* is the best that can be done among given candidates at given weights.
+The *closed form* (:mod:`gradinv.evaluation.closed_form`) holds for any images and any weights, and
+needs a clip. Bounds from the Jacobian of the update (Fisher information, van Trees) are not here:
+on ReLU networks an update moves many times more than its Jacobian says.
 """
 
 import math
@@ -14,15 +14,12 @@ from statistics import fmean
 
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Generator, Tensor
 
 from gradinv.errors import ConfigError, DataError
-from gradinv.federated.channel import NO_NOISE, channel_of
+from gradinv.federated.channel import channel_of
 from gradinv.federated.defense import Defense
-from gradinv.federated.defenses import Clip
 
-NO_CLIP = "it has no clip, so nothing bounds how far one image moves the update"
 DROPOUT = "dropout draws anew in every update, so no candidate's update is known exactly"
 
 ABOVE_LUCK = 0.1
@@ -66,11 +63,11 @@ def ceiling_sentence(
     'no server that knows these 64 candidates and the rest of the batch names more than 7 % of the \
 images from one update at these weights (interval 6.8 to 7.2 %); luck names 1.6 %'
     """
-    low, high = map(_percent, interval)
+    low, high = map(percent, interval)
     return (
         f"no server that knows these {candidates} candidates and the rest of the batch names more "
-        f"than {_percent(rate)} % of the images from {_updates(rounds)} at these weights "
-        f"(interval {low} to {high} %); luck names {_percent(1 / candidates)} %"
+        f"than {percent(rate)} % of the images from {updates(rounds)} at these weights "
+        f"(interval {low} to {high} %); luck names {percent(1 / candidates)} %"
     )
 
 
@@ -187,8 +184,8 @@ def bayes_ceiling_of_gram(
         ConfigError: sigma, rounds or draws have no meaning.
         DataError: a matrix that is no finite Gram matrix in float64.
     """
-    _check_sigma(sigma)
-    _check_rounds(rounds)
+    check_sigma(sigma)
+    check_rounds(rounds)
     if draws < 2:
         raise ConfigError(
             f"expected at least 2 draws of the noise, got {draws}; 20000 are done in seconds"
@@ -307,66 +304,6 @@ def excluding_sigma(
     return high
 
 
-def closed_form(kappa: float, *, sensitivity: float, sigma: float, rounds: int = 1) -> float:
-    r"""Returns :math:`\Phi(\Phi^{-1}(\kappa) + \sqrt{T} \Delta / \sigma)` (Hayes et al. 2023).
-
-    No server that is right about an image with a probability of at most kappa before it sees
-    anything is right more often than this after T updates, whatever it knows of the other images.
-
-    >>> round(closed_form(1 / 64, sensitivity=2.0, sigma=2.0), 3)
-    0.124
-
-    Args:
-        kappa: in (0, 1]: luck among candidates, or the best picture that has no information.
-        sensitivity: Delta, how far one image moves an update at most (L2).
-        sigma: standard deviation of the noise of one update; above 0.
-        rounds: T, how many updates the image takes part in.
-
-    Raises:
-        ConfigError: one of them has no meaning.
-    """
-    if not 0 < kappa <= 1:
-        raise ConfigError(
-            f"expected a probability in (0, 1] as luck, got {kappa}; 1/64 among 64 candidates"
-        )
-    if not (math.isfinite(sensitivity) and sensitivity >= 0):
-        raise ConfigError(f"expected a sensitivity of 0 or more, got {sensitivity}; clip:C has 2 C")
-    _check_sigma(sigma)
-    _check_rounds(rounds)
-    reach = math.sqrt(rounds) * sensitivity / sigma
-    return float(stats.norm.cdf(stats.norm.ppf(kappa) + reach))
-
-
-def closed_form_sentence(probability: float, *, kappa: float, rounds: int = 1) -> str:
-    """Returns what a closed form says and speaks of, in one sentence without a full stop.
-
-    >>> closed_form_sentence(0.124, kappa=1 / 64)
-    'whatever the images and the weights are and whatever a server knows besides, a guess about \
-one image that is right with 1.6 % before is right with at most 12.4 % after one update that is \
-clipped as a whole'
-    """
-    clipped = "that is clipped as a whole" if rounds == 1 else "that are each clipped as a whole"
-    return (
-        "whatever the images and the weights are and whatever a server knows besides, a guess "
-        f"about one image that is right with {_percent(kappa)} % before is right with at most "
-        f"{_percent(probability)} % after {_updates(rounds)} {clipped}"
-    )
-
-
-def sensitivity_of(defenses: Sequence[Defense]) -> float | None:
-    """Returns how far one image of the client moves the update at most (L2), noise apart.
-
-    That is 2 C with the smallest clip C: whatever the image is, both updates have a length of at
-    most C. The package's other defences that come before the noise only shorten. ``None`` without
-    a clip, or where not all is known of the chain.
-    """
-    channel = channel_of(defenses)
-    norms = [defense.norm for defense in channel.defenses if isinstance(defense, Clip)]
-    if not norms or channel.refusal not in {None, NO_NOISE}:
-        return None
-    return 2 * min(norms)
-
-
 def refusal(defenses: Sequence[Defense], *, dropout: bool = False) -> str | None:
     """Returns why there is no ceiling under these defences, or ``None``.
 
@@ -377,18 +314,12 @@ def refusal(defenses: Sequence[Defense], *, dropout: bool = False) -> str | None
     return channel_of(defenses).refusal or (DROPOUT if dropout else None)
 
 
-def refusal_closed_form(defenses: Sequence[Defense]) -> str | None:
-    """Returns why there is no closed form under these defences, or ``None``.
+def check_sigma(sigma: float) -> None:
+    """Checks that there is noise.
 
-    Dropout is no reason: a clip holds whatever was drawn before it.
+    Raises:
+        ConfigError: there is none.
     """
-    reason = channel_of(defenses).refusal
-    if reason is None and sensitivity_of(defenses) is None:
-        return NO_CLIP
-    return reason
-
-
-def _check_sigma(sigma: float) -> None:
     if not sigma > 0:
         raise ConfigError(
             f"expected noise with a sigma above 0, got {sigma}; without any, two different updates "
@@ -396,7 +327,12 @@ def _check_sigma(sigma: float) -> None:
         )
 
 
-def _check_rounds(rounds: int) -> None:
+def check_rounds(rounds: int) -> None:
+    """Checks that there is an update.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if rounds < 1:
         raise ConfigError(f"expected 1 round or more, got {rounds}; give the number of updates")
 
@@ -409,9 +345,19 @@ def _check_gram(gram: Tensor) -> None:
         )
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Returns a share in percent with one decimal, none where that is 0.
+
+    >>> percent(0.07), percent(0.0725)
+    ('7', '7.2')
+    """
     return f"{100 * share:.1f}".removesuffix(".0")
 
 
-def _updates(rounds: int) -> str:
+def updates(rounds: int) -> str:
+    """Returns how many updates, in words.
+
+    >>> updates(1), updates(3)
+    ('one update', '3 updates')
+    """
     return "one update" if rounds == 1 else f"{rounds} updates"

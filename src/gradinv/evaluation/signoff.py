@@ -10,11 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from gradinv.evaluation.candidates.search import CandidateScore
-from gradinv.evaluation.certificates import (
-    ABOVE_LUCK,
-    ceiling_sentence,
-    closed_form_sentence,
-)
+from gradinv.evaluation.certificates import ABOVE_LUCK, ceiling_sentence
+from gradinv.evaluation.closed_form import closed_form_sentence
 from gradinv.evaluation.luck import chance_of
 from gradinv.evaluation.verdict import CANDIDATES, Level, Verdict, among_of, expected_count
 

@@ -11,11 +11,11 @@ from gradinv.evaluation.candidates.lists import CandidateLists
 from gradinv.evaluation.candidates.search import CandidateScore, Tick, search_candidates
 from gradinv.evaluation.candidates.trials import trials_for
 from gradinv.evaluation.certificates import (
-    DROPOUT,
     Ceiling,
     bayes_ceiling_of_gram,
     excluding_sigma,
     gram_of,
+    refusal,
 )
 from gradinv.federated.channel import NO_NOISE
 from gradinv.federated.observation import Observation
@@ -80,8 +80,10 @@ def candidate_result(
     known = trials
     if known_order is not None and known_order != observation.order:
         known = trials_for(model, lists, observation.protocol, order=known_order, seed=seed)
-    reason = fit.channel.refusal or (DROPOUT if dropping(model) else None)
-    certain = reason in {None, NO_NOISE} and not dropping(model)
+    drops = bool(dropping(model))
+    reason = refusal(observation.defenses, dropout=drops)
+    # Without noise there is no ceiling, but what noise would make one can be said.
+    certain = reason in {None, NO_NOISE} and not drops
     grams: list[Tensor] = []
 
     def keep(place: int, sent: Tensor) -> None:
