@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradinv.attacks import invert, preset
-from gradinv.attacks.driver import matching_of
+from gradinv.attacks.stages import matching_of
 from gradinv.audit import truth as module
 from gradinv.audit.truth import ADVICE, state_of, truth_row
 from gradinv.data import ClientBatch

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from torch import nn
 
 from gradinv.attacks import AnalyticAttack, Attack, Reconstruction
-from gradinv.attacks.driver import matching_of
 from gradinv.attacks.recursion.peeling import peel
+from gradinv.attacks.stages import matching_of
 from gradinv.audit.rows import finite
 from gradinv.data import ClientBatch
 from gradinv.federated import Observation
