@@ -12,7 +12,7 @@ from gradinv.attacks.presets import preset
 from gradinv.data import ClientBatch
 from gradinv.federated.client import loss_gradient
 from gradinv.federated.defenses import parse_defense
-from gradinv.federated.observation import observe
+from gradinv.federated.observing import observe
 from gradinv.models import build_model
 from gradinv.priors.dcgan import DCGAN
 

@@ -12,7 +12,6 @@ from benchmarks.publish_noise import DRAWS, SIGMAS, measured
 from benchmarks.publish_standard import _named, _parts, figures_of
 from benchmarks.publish_verdict import Case, measure, parts, simulated
 from benchmarks.publish_verdict import figures_of as errors
-from benchmarks.tune import best_settings
 from benchmarks.utility import Training
 from gradinv.data import load_images
 from gradinv.evaluation.verdict import Level
@@ -49,18 +48,6 @@ def test_gain_and_time_ratio():
     assert figures["psnr_mean gi-x faces convnet"] == 11.0
     never = [row("standard", f, 11.9) for f in (1.0, 1 / 2, 1 / 3, 1 / 6)]
     assert figures_of([*rows, *never])["time_ratio faces convnet"] == 2.0
-
-
-def test_the_best_setting_is_that_of_the_highest_mean():
-    rows = [
-        {"defense": "none", "method": "gi-z", "tv": 1e-3, "lr": lr, "psnr": psnr}
-        for lr, values in ((3e-2, (10.0, 14.0)), (1e-1, (13.0, 12.0)))
-        for psnr in values
-    ]
-    figures = best_settings(rows)
-    assert figures == {
-        "gi-z none tv": 1e-3, "gi-z none lr": 1e-1, "gi-z none psnr_mean": 12.5,
-    }  # fmt: skip
 
 
 def test_a_mean_is_over_the_rows_that_are_meant():

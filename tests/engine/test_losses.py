@@ -11,7 +11,7 @@ from gradinv.engine import engine_for
 from gradinv.engine.distances import SquaredL2
 from gradinv.errors import AttackError
 from gradinv.federated.loss import Loss
-from gradinv.federated.observation import observe
+from gradinv.federated.observing import observe
 from gradinv.federated.optimizer import LocalOptimizer
 from gradinv.federated.protocol import FedAvg, FedSGD
 

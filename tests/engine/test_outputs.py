@@ -11,7 +11,7 @@ from gradinv.attacks.recursion.ranks import rank_analysis
 from gradinv.data import ClientBatch
 from gradinv.engine import engine_for
 from gradinv.engine.distances import SquaredL2
-from gradinv.federated.observation import observe
+from gradinv.federated.observing import observe
 
 
 class Wrapped(nn.Sequential):

@@ -8,7 +8,8 @@ from torch.nn import functional
 from gradinv.errors import ConfigError
 from gradinv.federated.client import loss_gradient
 from gradinv.federated.loss import Loss, parse_loss
-from gradinv.federated.observation import Observation, observe
+from gradinv.federated.observation import Observation
+from gradinv.federated.observing import observe
 from gradinv.federated.protocol import FedSGD
 
 WEIGHTS = (1.0, 2.0, 0.5, 3.0, 1.5)

@@ -16,7 +16,8 @@ from gradinv.data import ClientBatch
 from gradinv.errors import ConfigError, ModelError, ObservationError, StorageError
 from gradinv.federated.client import loss_gradient
 from gradinv.federated.defenses import Clip, Noise, Sparsify
-from gradinv.federated.observation import Observation, check_fits, observe
+from gradinv.federated.observation import Observation, check_fits
+from gradinv.federated.observing import observe
 from gradinv.federated.protocol import FedAvg, FedSGD, Reveal
 from gradinv.files import load_tensors, save_tensors
 from gradinv.models.batchnorm import record_batch_statistics, running_statistics

@@ -10,7 +10,8 @@ from gradinv.data import ClientBatch
 from gradinv.errors import ConfigError, ObservationError
 from gradinv.federated.client import local_update
 from gradinv.federated.loss import Loss
-from gradinv.federated.observation import Observation, observe
+from gradinv.federated.observation import Observation
+from gradinv.federated.observing import observe
 from gradinv.federated.optimizer import LocalOptimizer, parse_optimizer
 from gradinv.federated.protocol import FedAvg, FedSGD
 

@@ -49,8 +49,8 @@ def test_of_a_factory_too(wrap, monkeypatch):
     assert list(built.state_dict()) == ["1.weight", "1.bias"]
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(kind, monkeypatch):
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_another_precision_is_computed_in_float32(kind, monkeypatch):
     model = network().to(kind)
     update = gradinv.observe(model, BATCH)
     assert all(value.dtype == torch.float32 for value in update.gradient.values())

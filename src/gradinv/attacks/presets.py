@@ -4,13 +4,8 @@ Steps are for two processor cores; docs/methods.md, Settings, has the published 
 and where the TV weights and learning rates come from. ``preset("gi-x:tv=0.03")`` sets another.
 """
 
-import re
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import get_args
-
 from gradinv.attacks.analytic import AnalyticAttack
-from gradinv.attacks.attack import Adam, Attack, LocalTraining, Stage, Way
+from gradinv.attacks.attack import Adam, Attack, Stage
 from gradinv.attacks.search.consensus import GroupConsistency
 from gradinv.attacks.search.evolution import CMA
 from gradinv.attacks.search.features import Features
@@ -23,9 +18,10 @@ from gradinv.attacks.search.regularizers import (
 )
 from gradinv.attacks.search.schedules import Constant, StepDecay
 from gradinv.attacks.search.spaces import OfGenerator, Pixels
+from gradinv.attacks.settings import with_settings
 from gradinv.attacks.standard import Standard
-from gradinv.engine.distances import SquaredL2, distance_of
-from gradinv.errors import AttackError, ConfigError, did_you_mean
+from gradinv.engine.distances import SquaredL2
+from gradinv.errors import AttackError, ConfigError
 from gradinv.resolve import resolve
 
 Z = OfGenerator(latents=True)
@@ -156,37 +152,15 @@ _STANDARD = Standard("standard", reference="gradinv: standard-4")
 PRESETS: dict[str, Attack] = {attack.name: attack for attack in (*_ATTACKS, _STANDARD)}
 
 
-def _with_restarts(attack: Attack, values: Sequence[float]) -> Attack:
-    if len(values) != 1 or not float(values[0]).is_integer():
-        raise ConfigError(
-            f"expected one whole number of restarts for {attack.name}, got "
-            f"{', '.join(map(str, values))}; write {attack.name}:restarts=3"
-        )
-    return attack.with_restarts(int(values[0]))
-
-
-_NUMBERS = {
-    "tv": Attack.with_total_variation,
-    "lr": Attack.with_learning_rates,
-    "steps": Attack.with_steps,
-    "restarts": _with_restarts,
-}
-
-
 def preset(spec: str) -> Attack:
     """Returns a method by name, or with other numbers: ``gi-x:tv=0.03``.
 
-    ``gi-z/w:tv=0,0.01:lr=0.03,0.001`` sets one value for each stage. No TV weight suits every
-    network, defence and data set, and the best cannot be known without them; that is why it can be
-    set. ``gi-x:fedavg=approximate`` takes an update of several local steps for one gradient.
-    ``gi-x:way=frozen-pattern`` computes dc/dx by a difference quotient that is right within about
-    one percent: faster than the exact way with one restart, slower with several, which it takes one
-    after the other (docs/engine.md).
+    ``gi-z/w:tv=0,0.01:lr=0.03,0.001`` sets one value for each stage;
+    :func:`gradinv.attacks.settings.with_settings` says what can be set.
 
     Raises:
         AttackError: no such method; the nearest name is given.
-        ConfigError: a setting other than tv, lr, steps, restarts, fedavg and way, or one that does
-            not fit.
+        ConfigError: a setting that there is not, or one that does not fit.
     """
     named = resolve(
         spec,
@@ -201,41 +175,9 @@ def preset(spec: str) -> Attack:
             f"expected an Attack named {name!r}, got {type(attack).__name__}; make one of stages "
             "(docs/contributing.md)"
         )
-    settings = re.split(r":(?=[^:=]*=|$)", named.settings) if named.settings else []
-    if settings and isinstance(attack, Standard):
+    if named.settings and isinstance(attack, Standard):
         raise ConfigError(
             f"expected '{name}' without settings, got '{spec}'; it has none, so that its results "
             "can be compared: take another attack to try settings"
         )
-    for setting in settings:
-        key, _, values = setting.partition("=")
-        if key == "distance":
-            attack = replace(attack, distance=distance_of(values))
-            continue
-        if key in _WORDS:
-            attack = _with_word(attack, key, values)
-            continue
-        try:
-            numbers = [float(value) for value in values.split(",")]
-        except ValueError:
-            numbers = []
-        if key not in _NUMBERS or not numbers:
-            raise ConfigError(
-                "expected attack settings such as tv=0.01, lr=0.03,0.001, steps=400,600 or "
-                f"restarts=3, got '{setting}'; write {name}:tv=0.01"
-            )
-        attack = _NUMBERS[key](attack, numbers)
-    return attack
-
-
-_WORDS = {"fedavg": get_args(LocalTraining), "way": get_args(Way)}
-
-
-def _with_word(attack: Attack, key: str, value: str) -> Attack:
-    words = _WORDS[key]
-    if value not in words:
-        raise ConfigError(
-            f"expected {' or '.join(f'{key}={word}' for word in words)}, got '{key}={value}'; "
-            f"{did_you_mean(value, words)}"
-        )
-    return replace(attack, **{key: value})
+    return with_settings(attack, named.settings)

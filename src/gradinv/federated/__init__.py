@@ -6,7 +6,8 @@ from gradinv.federated.defenses import Clip, Noise, Sparsify, format_defenses, p
 from gradinv.federated.federation import Federation, simulate
 from gradinv.federated.importing import from_delta, from_state_dicts, read_tensors
 from gradinv.federated.loss import Loss, parse_loss
-from gradinv.federated.observation import Observation, check_fits, observe
+from gradinv.federated.observation import Observation, check_fits
+from gradinv.federated.observing import observe
 from gradinv.federated.optimizer import LocalOptimizer, parse_optimizer
 from gradinv.federated.protocol import FedAvg, FedSGD, Order, Protocol, Reveal
 

@@ -19,7 +19,7 @@ from gradinv.data.check import require_sound
 from gradinv.errors import ConfigError, StorageError
 from gradinv.federated.defense import Defense
 from gradinv.federated.defenses import format_defenses
-from gradinv.federated.observation import observe
+from gradinv.federated.observing import observe
 from gradinv.federated.protocol import FedAvg, FedSGD, Protocol, Reveal, written
 from gradinv.files import read_json, write_json
 from gradinv.models.weights import fingerprint, save_weights

@@ -4,50 +4,40 @@ An :class:`Observation` has no field that could hold an image. Everything on the
 starts from it alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from gradinv.data import ClientBatch
-from gradinv.errors import ConfigError, GradinvError, ModelError, ObservationError
+from gradinv.errors import ConfigError, GradinvError, ObservationError
 from gradinv.federated.checks import (
     check_clients,
     check_counts,
     check_floats,
     check_labels,
-    check_not_zero,
     check_order,
     differences,
 )
-from gradinv.federated.client import local_update, logits, loss_gradient
 from gradinv.federated.defense import Defense, check_defenses, survivors_of
 from gradinv.federated.defenses import format_defenses, parse_defense
-from gradinv.federated.loss import Loss
 from gradinv.federated.protocol import (
     PROTOCOLS,
-    FedAvg,
     FedSGD,
     Order,
     Protocol,
-    Reveal,
     read,
     written,
 )
 from gradinv.files import load_tensors, save_tensors
-from gradinv.memory import own_network, owned
+from gradinv.memory import owned
 from gradinv.models.batchnorm import (
     BatchStatistics,
     batch_norm_layers,
-    record_batch_statistics,
-    require_mode,
-    running_statistics,
 )
-from gradinv.models.normalize import normalization_of
 from gradinv.models.weights import fingerprint
 
 _SCHEMA = 1
@@ -243,90 +233,6 @@ class Observation:
         return named
 
 
-def observe(
-    model: nn.Module,
-    batch: ClientBatch,
-    *,
-    protocol: Protocol = FedSGD(),  # noqa: B008 -- a frozen value
-    defenses: Sequence[Defense] = (),
-    reveal: Reveal = Reveal(),  # noqa: B008 -- a frozen value
-    generator: Generator | None = None,
-    model_info: Mapping[str, str] | None = None,
-) -> Observation:
-    """Makes the update of one client and keeps only what the server gets to see.
-
-    Args:
-        model: the network that the server sent, in the protocol's mode; it is not changed.
-        batch: the client's data.
-        protocol: what the client computes.
-        defenses: applied to the update in this order; the server knows them.
-        reveal: what the server knows beside the update.
-        generator: source of randomness of the order of local mini-batches and of the defences
-            that need one.
-        model_info: free text about the network, kept in the observation ("spec", "seed").
-
-    Raises:
-        ModelError: the model is in the wrong mode, has no batch-norm layers whose statistics could
-            be revealed, or does not fit the batch's channels or labels.
-        ConfigError: the order or a defence needs the generator, a defence does not say what it
-            leaves, more than one client is asked for, or the order of a client that splits nothing.
-        ObservationError: the gradient is not finite or zero everywhere, or local training diverged.
-    """
-    check_defenses(defenses)
-    if reveal.clients != 1:
-        raise ConfigError(
-            f"expected one client, got clients={reveal.clients}; one batch is one client's"
-        )
-    if reveal.order and isinstance(protocol, FedSGD):
-        raise ConfigError(
-            "expected FedAvg for an order of local steps to reveal, got FedSGD; reveal no order"
-        )
-    require_mode(model, protocol.mode)
-    model = own_network(model)
-    if reveal.bn_statistics != "none" and not batch_norm_layers(model):
-        raise ModelError(
-            f"expected batch-norm layers whose {reveal.bn_statistics} statistics are revealed, "
-            "got a network without any; reveal none"
-        )
-    num_classes = _num_classes(model, batch, protocol.loss)
-    order: Order | None = None
-    if isinstance(protocol, FedAvg):
-        order = protocol.order(len(batch.images), generator)
-        gradient = _trained(model, batch, protocol, order)
-        # After the training, so that dropout draws the same whatever is revealed.
-        with record_batch_statistics(model) as recorded, torch.no_grad():
-            if reveal.bn_statistics == "exact":
-                logits(model, batch.images)
-    else:
-        with record_batch_statistics(model) as recorded:
-            gradient = loss_gradient(model, batch.images, batch.labels, loss=protocol.loss)
-    check_not_zero(gradient)
-    for defense in defenses:
-        gradient = defense.apply(gradient, generator)
-    statistics: Mapping[str, BatchStatistics] | None = None
-    if reveal.bn_statistics == "running":
-        statistics = running_statistics(model)
-    elif reveal.bn_statistics == "exact":
-        statistics = {
-            name: BatchStatistics(value.mean.detach(), value.var.detach())
-            for name, value in recorded.statistics.items()
-        }
-    channels, height, width = batch.images.shape[1:]
-    return Observation(
-        gradient={name: value.detach() for name, value in gradient.items()},
-        batch_size=len(batch.images),
-        image_shape=(channels, height, width),
-        num_classes=num_classes,
-        labels=batch.labels.clone() if reveal.labels else None,
-        bn_statistics=statistics,
-        protocol=protocol,
-        defenses=tuple(defenses),
-        clients=reveal.clients,
-        model={**(model_info or {}), "fingerprint": fingerprint(model)},
-        order=order if reveal.order else None,
-    )
-
-
 def check_fits(observation: Observation, model: nn.Module) -> None:
     """Checks that an update is of one client and was made with this network and these weights.
 
@@ -363,39 +269,6 @@ def _features(layer: nn.Module) -> tuple[int, ...]:
     features = layer.num_features
     assert isinstance(features, int)  # every batch-norm layer has it
     return (features,)
-
-
-def _num_classes(model: nn.Module, batch: ClientBatch, loss: Loss) -> int:
-    normalize = normalization_of(model)
-    # Broadcasting would hide this one: three means over one channel give three channels.
-    if normalize is not None and len(normalize.mean) != batch.images.shape[1]:
-        raise ModelError(
-            f"expected images of {len(normalize.mean)} channels (the network's), got "
-            f"{batch.images.shape[1]}; load the images with channels={len(normalize.mean)}"
-        )
-    with torch.no_grad():
-        num_classes = loss.classes(logits(model, batch.images).shape[1])
-    highest = int(batch.labels.max())
-    if highest >= num_classes:
-        raise ModelError(
-            f"expected labels below {num_classes} (the network's classes), got {highest}; "
-            f"build the network with at least {highest + 1} classes"
-        )
-    return num_classes
-
-
-def _trained(
-    model: nn.Module, batch: ClientBatch, protocol: FedAvg, order: Order
-) -> dict[str, Tensor]:
-    """Returns the update of local training, which must have stayed finite."""
-    update = local_update(model, batch.images, batch.labels, protocol, order)
-    if not all(torch.isfinite(value).all() for value in update.values()):
-        raise ObservationError(
-            f"expected local training that stays finite, got NaN or infinity after "
-            f"{len(order)} local steps of lr {protocol.lr:g} and "
-            f"momentum {protocol.stepper.momentum:g}; lower the local learning rate"
-        )
-    return update
 
 
 def _fields(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-_HALF = (torch.float16, torch.bfloat16)
+_OTHERS = (torch.float16, torch.bfloat16, torch.float64)
 
 
 def unwrapped_network(model: nn.Module) -> nn.Module:
@@ -18,10 +18,10 @@ def unwrapped_network(model: nn.Module) -> nn.Module:
     A network in float16 or bfloat16 is copied to float32: the same weights, and so the same
     fingerprint. Client and attack then compute in float32, as mixed precision keeps its weights;
     images in float32 would not fit the network otherwise, and costs of a search would drown in
-    rounding.
+    rounding. So is one in float64, whose weights are rounded.
     """
     model = _inside(model)
-    if any(value.dtype in _HALF for value in (*model.parameters(), *model.buffers())):
+    if any(value.dtype in _OTHERS for value in (*model.parameters(), *model.buffers())):
         return copy.deepcopy(model).float()
     return model
 

@@ -70,3 +70,18 @@ def test_dropout_is_the_same_in_every_trial():
     assert torch.equal(trials.update([0, 1, 2]), trials.update([0, 1, 2]))
     assert not torch.equal(trials.update([0, 1, 2]), trials.update([0, 1, 3]))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_network_that_takes_no_single_image_is_simulated():
+    """Batch norm behind global pooling has one value per channel, which train mode refuses."""
+    pooled = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Flatten(),
+        nn.Linear(4, 4),
+    ).train()  # fmt: skip
+    _, lists = lists_of(images_of())
+    protocol = FedSGD(mode="train")
+    trials = trials_for(pooled, lists, protocol)
+    assert isinstance(trials, Simulated)
+    batch = ClientBatch(lists.batch([1, 0, 4]), lists.labels)
+    seen = update_of(pooled, batch, protocol)
+    torch.testing.assert_close(trials.update([1, 0, 4]), flat(dict(seen.gradient)))

@@ -137,12 +137,20 @@ def trials_for(
     if not isinstance(protocol, FedSGD) or simulated.drops or sum(lists.counts) * size > room:
         return simulated
     share = 1.0 if protocol.loss.reduction == "sum" else 1 / len(lists.counts)
-    first = [0] * len(lists.counts)
-    alone = sum(
-        simulated.update_of(images[:1], simulated.labels[place, None])
-        for place, images in enumerate(lists.images)
-    )
-    together = simulated.update(first)
+    return Dictionary(simulated, share) if _adds_up(simulated, share) else simulated
+
+
+def _adds_up(simulated: Simulated, share: float) -> bool:
+    """Returns whether a batch's gradient is that of its images, added up."""
+    lists = simulated.lists
+    together = simulated.update([0] * len(lists.counts))
+    try:
+        alone = sum(
+            simulated.update_of(images[:1], simulated.labels[place, None])
+            for place, images in enumerate(lists.images)
+        )
+    except ValueError:
+        # Batch norm in train mode refuses a single value per channel, as behind global pooling.
+        return False
     apart = torch.linalg.vector_norm(share * alone - together)
-    adds_up = bool(apart <= _SAME * torch.linalg.vector_norm(together))
-    return Dictionary(simulated, share) if adds_up else simulated
+    return bool(apart <= _SAME * torch.linalg.vector_norm(together))
