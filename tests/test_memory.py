@@ -171,7 +171,7 @@ def test_what_a_client_holds_may_lie_anywhere(move, offset, monkeypatch):
         worked_on.append(model)
         return client.loss_gradient(model, *data, **settings)
 
-    monkeypatch.setattr("gradinv.federated.observation.loss_gradient", loss_gradient)
+    monkeypatch.setattr("gradinv.federated.observing.loss_gradient", loss_gradient)
     found = observe(moved_network(tiny_victim(channels=3), offset, move), there)
     assert len(worked_on) == 1
     assert all(is_own(value) for value in worked_on[0].state_dict().values())

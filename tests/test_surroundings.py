@@ -107,7 +107,7 @@ def threads(monkeypatch):
         return gradient(*arguments, **settings)
 
     monkeypatch.setattr(Search, "_step", spy_step)
-    monkeypatch.setattr("gradinv.federated.observation.loss_gradient", spy_gradient)
+    monkeypatch.setattr("gradinv.federated.observing.loss_gradient", spy_gradient)
     yield seen
     torch.set_num_threads(1)
 
