@@ -42,6 +42,7 @@ class Kind(Enum):
         "the last layer's gradient does not sum to zero over the classes, as that of a softmax "
         "with cross entropy does: another loss is likely"
     )
+    SMOOTHED = "the image's label was smoothed, as the last layer's gradient has it"
     TOO_LONG = (
         "the update is longer than one gradient of the mean loss can be: several local steps, "
         "momentum, a sum over the batch or a division by another learning rate are likely"
@@ -94,6 +95,7 @@ _MEANING: dict[Kind, tuple[Severity, str]] = {
         "smoothing (--loss cross-entropy:smoothing=...)",
     ),
     Kind.OTHER_LOSS: (_DOUBT, "name the client's loss (--loss)"),
+    Kind.SMOOTHED: (_DOUBT, "name the client's loss (--loss cross-entropy:smoothing=...)"),
     Kind.TOO_LONG: (
         _DOUBT,
         "give the client's protocol: --protocol fedavg with --local-epochs, --local-batch-size, "

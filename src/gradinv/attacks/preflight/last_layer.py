@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradinv.attacks.evidence.head import Head, find_head, random_images
 from gradinv.attacks.preflight.findings import Finding, Kind
+from gradinv.attacks.preflight.one_image import one_image_findings
 from gradinv.errors import AttackError
 from gradinv.federated.defense import changes_length, keeps_entries, noise_of
 from gradinv.federated.observation import Observation
@@ -30,6 +31,9 @@ _SHORT_TYPE = 0.02
 _OTHER = 30.0  # times that: no rounding and no weight decay
 _NEAR = 0.03
 _MOST = 0.75
+_BOUND = 0.15
+_LEAST_STEP = 0.9  # learning rates: Adam's first step is one
+_ENTRIES, _TENSORS = 16, 4
 _ALONG = 0.9  # cosine between what is left over and the weights' own sum
 
 
@@ -52,7 +56,13 @@ def last_layer_findings(
     if rows.bias is None or any(finding.kind is not Kind.WEIGHT_DECAY for finding in found):
         return found
     signs = _signs(rows.bias, rows.bias_error, observation)
-    return [*found, *signs, *_length(rows, observation)]
+    found += [*signs, *_length(rows, observation)]
+    # Several local steps have no single h, and noise and weight decay are not part of the slope.
+    single = observation.batch_size == 1 and _gradients(observation) == 1
+    if found or coarse or rows.sigma or not single:
+        return found
+    clipped = changes_length(observation.defenses)
+    return one_image_findings(rows.gradient, rows.start, clipped=clipped)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +153,7 @@ def _sums(rows: _Rows, observation: Observation) -> list[Finding]:
     if size <= _OTHER * allowed:
         return []
     adaptive = None if rows.bias is None else _whole_steps(rows.bias)
+    adaptive = adaptive or _one_bound(observation)
     if adaptive is not None:
         return [adaptive]
     share = size / length
@@ -157,6 +168,24 @@ def _whole_steps(bias: Float[Tensor, " class"]) -> Finding | None:
         return None
     detail = f"{steps} for most classes of the last layer"
     return Finding(Kind.ADAPTIVE, detail, {"share": near, "magnitude": float(steps)})
+
+
+def _one_bound(observation: Observation) -> Finding | None:
+    """Returns a finding where the largest entries of most tensors are alike, and a step or more.
+
+    No step of Adam is much longer than its learning rate, and in every tensor some entry goes one
+    way at all steps. The gradients of layers differ by orders of magnitude.
+    """
+    values = [g for g in observation.gradient.values() if g.numel() >= _ENTRIES]
+    if len(values) < _TENSORS:
+        return None
+    largest = torch.stack([value.abs().max().double().cpu() for value in values])
+    bound = float(largest.median())
+    alike = float(((largest - bound).abs() <= _BOUND * bound).double().mean())
+    if alike < _MOST or bound < _LEAST_STEP:
+        return None
+    detail = f"at most about {bound:.2g} in most tensors"
+    return Finding(Kind.ADAPTIVE, detail, {"share": alike, "magnitude": bound})
 
 
 def _gradients(observation: Observation) -> float:
