@@ -247,6 +247,28 @@ def noise_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def preflight_table(results: Results) -> str:
+    """Returns a row for each planted fault: how often it was named, and how often another one."""
+    figures = results["figures"]
+    lines = [
+        "| what is not as it is said | named, labels known | another fault named "
+        "| named, labels hidden | another fault named |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    faults = dict.fromkeys(row["planted"] for row in results["rows"] if not row["sound"])
+    for fault in faults:
+        shares = [
+            f"{100 * figures[f'{what} {fault} | labels {labels}']:.0f} %"
+            for labels in ("known", "hidden")
+            for what in ("right", "other")
+        ]
+        lines.append(f"| {fault} | {' | '.join(shares)} |")
+    sound = sum(row["sound"] for row in results["rows"])
+    alarms = f"{100 * figures['false_alarm']:.1f} %"
+    lines.append(f"| nothing ({sound} sound updates) | | {alarms} | | |")
+    return "\n".join(lines)
+
+
 RENDERERS: dict[str, Callable[[Results], str]] = {
     "audit-convnet": attack_table,
     "audit-resnet18": attack_table,
@@ -255,6 +277,7 @@ RENDERERS: dict[str, Callable[[Results], str]] = {
     "defences": defense_table,
     "verdict": verdict_table,
     "defences-sweep": noise_table,
+    "preflight": preflight_table,
     "engine-cpu": engine_table,
     "engine-ways": ways_table,
 }
