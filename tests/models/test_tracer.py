@@ -71,6 +71,24 @@ def test_what_a_network_keeps_is_no_proxy_afterwards():
     assert model.pool.pooled.shape == (1, 4)
 
 
+def test_what_a_network_counts_is_not_counted_by_a_trace():
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 4)
+            self.seen = nn.Buffer(torch.tensor(0))
+
+        def forward(self, x):
+            self.seen.add_(1)
+            return self.head(x.mean((2, 3)))
+
+    model = Counting()
+    seen = model.seen
+    Tracer().trace(model)
+    assert model.seen is seen
+    assert int(model.seen) == 0
+
+
 @pytest.mark.parametrize("kind", [Literal, Failing])
 def test_a_network_that_is_attacked_again_and_again_stays_as_it_is(kind):
     model = kind().double().eval()

@@ -16,6 +16,7 @@ from gradinv.engine.rules.table import (
     METHODS,
     MODULES,
     Found,
+    is_check,
     is_size,
     require_arguments,
 )
@@ -57,7 +58,7 @@ def trace(model: nn.Module, wanted: frozenset[str]) -> Program:
             position = values.get(result) if isinstance(result, fx.Node) else None
             if position is None or position != len(ops) or not ops:
                 raise UnsupportedError("an output that is not the logits alone")
-        elif node.op == "get_attr" or is_size(node):
+        elif node.op == "get_attr" or is_size(node) or is_check(node):
             continue
         else:
             op, inputs = _rule(node, names)

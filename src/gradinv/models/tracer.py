@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from gradinv.models.normalize import Normalize
@@ -26,10 +27,12 @@ class Tracer(fx.Tracer):
     ) -> fx.Graph:
         """Returns the network's graph, and leaves the network as it was.
 
-        A forward that keeps what it computes, as ``self.features = x``, keeps proxies in a trace.
+        A forward that keeps what it computes, as ``self.features = x``, keeps proxies in a trace;
+        one that counts its batches counts this one.
         """
         assert isinstance(root, nn.Module)
         before = {module: dict(vars(module)) for module in root.modules()}
+        buffers = [(value, value.clone()) for value in root.buffers()]
         try:
             return super().trace(root, concrete_args)
         finally:
@@ -42,6 +45,9 @@ class Tracer(fx.Tracer):
             for module, state in before.items():
                 vars(module).clear()
                 vars(module).update(state)
+            with torch.no_grad():
+                for value, own in buffers:
+                    value.copy_(own)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Returns whether a module is one operation."""

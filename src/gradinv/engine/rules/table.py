@@ -49,6 +49,19 @@ def is_size(node: Any) -> bool:
     return node.target is operator.getitem and is_size(node.args[0])
 
 
+def is_check(node: fx.Node) -> bool:
+    """Whether the node asks for a number of dimensions, compares it, or asserts what it is."""
+    if node.target is getattr:
+        return node.args[1] == "ndim"
+    if node.target is torch._assert or node.target in _COMPARISONS:
+        (first, *_) = node.args
+        return isinstance(first, fx.Node) and is_check(first)
+    return node.op == "call_method" and node.target == "dim"
+
+
+_COMPARISONS = (operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge)
+
+
 def is_batch(value: Any) -> bool:
     """Whether the value is the number of images: ``x.size(0)`` or ``x.shape[0]``."""
     if not is_size(value):
@@ -218,6 +231,31 @@ def _conv2d(
     ), [input]
 
 
+def _batch_norm(
+    names: Names,
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: Any = 0.1,
+    eps: float = 1e-5,
+) -> Found:
+    weight, bias = names.parameter(weight), names.parameter(bias)
+    if weight is None:
+        raise UnsupportedError("batch norm as a function without weights")
+    constant = not training
+    return BatchNorm(
+        names.of(weight).rpartition(".")[0],
+        names.of(weight),
+        names.bias(bias),
+        mean=names.constant(running_mean) if constant else None,
+        var=names.constant(running_var) if constant else None,
+        eps=eps,
+    ), [input]
+
+
 def _prelu(names: Names, input: Any, weight: Any) -> Found:
     return PReLU(names.of(names.parameter(weight))), [input]
 
@@ -303,6 +341,7 @@ FUNCTIONS: Mapping[Any, Callable[..., Found]] = {
     functional.conv2d: _conv2d,
     torch.conv2d: _conv2d,
     functional.linear: _linear,
+    functional.batch_norm: _batch_norm,
     torch.relu: _relu,
     torch.relu_: _relu,
     functional.relu: _relu,
