@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 
 from gradinv.attacks import Adam, Stage
@@ -10,6 +8,7 @@ from gradinv.attacks.search.lbfgs import LBFGS
 from gradinv.attacks.search.regularizers import LatentNorm, TotalVariation
 from gradinv.attacks.search.schedules import Constant
 from gradinv.attacks.search.spaces import Pixels
+from gradinv.attacks.settings import Tuned
 from gradinv.errors import AttackError, ConfigError
 
 NAMES = [
@@ -47,10 +46,21 @@ def test_who_needs_what():
 
 
 def test_gi_x_differs_from_the_papers_form_by_the_sign_alone():
-    signed, unsigned = PRESETS["gi-x"].stages[0], PRESETS["gi-x-unsigned"].stages[0]
-    assert isinstance(signed.optimizer, Adam)
-    assert signed.optimizer.signed
-    assert unsigned.optimizer == replace(signed.optimizer, signed=False)
+    signed = preset("gi-x:published:steps=1200:tv=0.01")
+    unsigned = preset("gi-x-unsigned")
+    assert signed.stages == preset("gi-x-unsigned:signed=yes").stages
+    assert signed.stages != unsigned.stages
+
+
+def test_the_published_numbers_are_those_of_every_update():
+    published = preset("gi-x:published")
+    assert isinstance(published, Tuned)
+    assert {stages for _, stages in published.kinds} == {published.stages}
+    (stage,) = published.stages
+    assert (stage.steps, stage.optimizer) == (4800, Adam(0.1, signed=True))
+    assert stage.regularizers == (TotalVariation(1e-4),)
+    with pytest.raises(ConfigError, match=r"published numbers are kept for 'gi-w:published'"):
+        preset("gi-w:published")
 
 
 def test_an_unknown_name_gets_the_nearest():

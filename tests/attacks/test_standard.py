@@ -175,7 +175,7 @@ def test_both_ways_are_scaled():
     assert isinstance(attack, Standard)
     assert isinstance(half, Standard)
     assert half.total_steps == attack.total_steps / 2
-    assert half.alone[0].steps == attack.alone[0].steps / 2
+    assert half.alone.stages[0].steps == attack.alone.stages[0].steps / 2
     assert half.thin[1].steps == attack.thin[1].steps / 2
 
 

@@ -1,7 +1,7 @@
 """An attack as a value: stages over search spaces, a gradient distance, restarts."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
@@ -174,6 +174,10 @@ class Attack:
     ) -> "Attack":
         """Returns what is run against an update: itself, unless it chooses by what it sees."""
         return self
+
+    def changed(self, change: Callable[["Attack"], "Attack"]) -> "Attack":
+        """Returns the attack after a change, whatever it holds for different updates."""
+        return change(self)
 
     def scaled(self, factor: float) -> "Attack":
         """Returns the attack with every stage's steps multiplied, at least 1 each.

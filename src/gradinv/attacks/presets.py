@@ -18,8 +18,8 @@ from gradinv.attacks.search.regularizers import (
 )
 from gradinv.attacks.search.schedules import Constant, StepDecay
 from gradinv.attacks.search.spaces import OfGenerator, Pixels
-from gradinv.attacks.settings import with_settings
-from gradinv.attacks.standard import Standard
+from gradinv.attacks.settings import Tuned, settings_of, with_settings
+from gradinv.attacks.standard import VERSION, Standard
 from gradinv.engine.distances import SquaredL2
 from gradinv.errors import AttackError, ConfigError
 from gradinv.resolve import resolve
@@ -70,7 +70,7 @@ _BN = BatchNormMatching(1e-3)
 _ATTACKS = (
     Attack("dlg", (_dlg(soft_labels=True),), SquaredL2(), restarts=4, reference=_ZHU),
     Attack("idlg", (_dlg(soft_labels=False),), SquaredL2(), restarts=4, reference=_ZHAO),
-    Attack("gi-x", (_x(1200, 1e-2),), reference=_GEIPING),
+    Tuned.of(Attack("gi-x", (_x(1200, 1e-2),), reference=_GEIPING)),
     Attack("gi-x-unsigned", (_x(1200, 1e-2, signed=False),), reference=f"{_JEON}: code of GI-x"),
     Attack(
         "gi-x+bn",
@@ -147,16 +147,21 @@ _ATTACKS = (
     ),
 )
 
-_STANDARD = Standard("standard", reference="gradinv: standard-4")
+_STANDARD = Standard("standard", reference=f"gradinv: standard-{VERSION}")
 
 PRESETS: dict[str, Attack] = {attack.name: attack for attack in (*_ATTACKS, _STANDARD)}
+
+
+PUBLISHED = "published"
+"""Behind the name of an attack: with the numbers of its source."""
 
 
 def preset(spec: str) -> Attack:
     """Returns a method by name, or with other numbers: ``gi-x:tv=0.03``.
 
     ``gi-z/w:tv=0,0.01:lr=0.03,0.001`` sets one value for each stage;
-    :func:`gradinv.attacks.settings.with_settings` says what can be set.
+    :func:`gradinv.attacks.settings.with_settings` says what can be set. ``gi-x:published`` has the
+    numbers of the source, for every update.
 
     Raises:
         AttackError: no such method; the nearest name is given.
@@ -180,4 +185,12 @@ def preset(spec: str) -> Attack:
             f"expected '{name}' without settings, got '{spec}'; it has none, so that its results "
             "can be compared: take another attack to try settings"
         )
-    return with_settings(attack, named.settings)
+    first, _, rest = named.settings.partition(":")
+    if first != PUBLISHED:
+        return with_settings(attack, named.settings)
+    if PUBLISHED not in (known := settings_of(name)):
+        raise ConfigError(
+            f"expected an attack whose published numbers are kept for '{spec}', got {name}; write "
+            "them out (docs/methods.md, Settings)"
+        )
+    return with_settings(with_settings(attack, known[PUBLISHED]), rest)

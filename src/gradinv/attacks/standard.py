@@ -7,13 +7,14 @@ from torch import nn
 from gradinv.attacks.attack import Adam, Attack, Stage
 from gradinv.attacks.evidence.penultimate import Clues
 from gradinv.attacks.search.regularizers import TotalVariation
-from gradinv.attacks.search.schedules import CosineDecay
+from gradinv.attacks.search.schedules import CosineDecay, StepDecay
 from gradinv.attacks.search.spaces import OfGenerator, Pixels
+from gradinv.attacks.settings import Tuned
 from gradinv.errors import AttackError
 from gradinv.federated.observation import Observation
 from gradinv.priors.generator import Generator
 
-VERSION = 4
+VERSION = 5
 
 _AVERAGED = 3.0
 """Restarts that match up to three times worse than the best differ from it by their start only."""
@@ -39,9 +40,10 @@ def _weights(steps: int) -> Stage:
     return Stage(OfGenerator(weights=True), steps, Adam(5e-4), CosineDecay(), terms)
 
 
-def _pixels(steps: int) -> Stage:
-    """Pixels alone, for whoever has no prior."""
-    return Stage(Pixels(), steps, Adam(0.1, signed=True), CosineDecay(), (TotalVariation(1e-2),))
+def _pixels(steps: int) -> Tuned:
+    """Pixels alone, for whoever has no prior: ``gi-x`` as it was tuned for each kind of update."""
+    stage = Stage(Pixels(), steps, Adam(0.1, signed=True), StepDecay(), (TotalVariation(1e-2),))
+    return Tuned.of(Attack("gi-x", (stage,)))
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Standard(Attack):
     Attributes:
         thin: the stages against a sparsified gradient.
         thin_restarts: starts of these.
-        alone: the stages without a prior.
+        alone: what is run without a prior.
     """
 
     stages: tuple[Stage, ...] = field(
@@ -69,7 +71,7 @@ class Standard(Attack):
     averaged: float | None = _AVERAGED
     thin: tuple[Stage, ...] = field(default_factory=lambda: (_features(60), _latents(200)))
     thin_restarts: int = 8
-    alone: tuple[Stage, ...] = field(default_factory=lambda: (_pixels(500),))
+    alone: Tuned = field(default_factory=lambda: _pixels(500))
 
     @property
     def needs_prior(self) -> bool:
@@ -90,11 +92,10 @@ class Standard(Attack):
 
     def scaled(self, factor: float) -> "Standard":
         """Returns the attack with every stage's steps multiplied."""
-        stages, thin, alone = (
-            Attack(self.name, stages).scaled(factor).stages
-            for stages in (self.stages, self.thin, self.alone)
+        stages, thin = (
+            Attack(self.name, stages).scaled(factor).stages for stages in (self.stages, self.thin)
         )
-        return replace(self, stages=stages, thin=thin, alone=alone)
+        return replace(self, stages=stages, thin=thin, alone=self.alone.scaled(factor))
 
     def resolved(
         self, observation: Observation, model: nn.Module, prior: Generator | None
@@ -102,7 +103,7 @@ class Standard(Attack):
         """Returns the stages for this update."""
         stages, restarts = self.stages, self.restarts
         if prior is None:
-            stages = self.alone
+            stages = self.alone.resolved(observation, model, prior).stages
         elif observation.sparsity_mask is not None:
             stages, restarts = self.thin, self.thin_restarts
         if any(stage.features for stage in stages):

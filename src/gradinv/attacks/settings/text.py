@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 from gradinv.attacks.attack import Adam, Attack, LocalTraining, Way
@@ -40,7 +41,11 @@ def with_settings(attack: Attack, text: str) -> Attack:
     Raises:
         ConfigError: a key that there is not, or a value that does not fit.
     """
-    for setting in re.split(r":(?=[^:=]*=|$)", text) if text else []:
+    return attack.changed(partial(_with_each, text)) if text else attack
+
+
+def _with_each(text: str, attack: Attack) -> Attack:
+    for setting in re.split(r":(?=[^:=]*=|$)", text):
         key, _, value = setting.partition("=")
         if key == "distance":
             attack = replace(attack, distance=distance_of(value))

@@ -23,7 +23,8 @@ def test_a_schedule_needs_a_learning_rate():
 
 
 def test_signs_are_set_for_all_stages():
-    assert preset("gi-x:signed=no").stages == preset("gi-x-unsigned").stages
+    assert preset("gi-x-unsigned:signed=yes:signed=no").stages == preset("gi-x-unsigned").stages
+    assert preset("gi-x-unsigned:signed=yes").stages != preset("gi-x-unsigned").stages
     z, w = preset("gi-z/w:signed=yes").stages
     assert (z.optimizer, w.optimizer) == (Adam(0.1, signed=True), Adam(5e-4, signed=True))
     with pytest.raises(ConfigError, match=r"step with Adam for signed=yes, got LBFGS in dlg"):

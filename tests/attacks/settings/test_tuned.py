@@ -1,0 +1,77 @@
+"""Settings that were found by tuning: which an update gets, and that changes reach all of them."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.tune import CHOICES
+from gradinv.attacks import PRESETS, preset
+from gradinv.attacks.search.optimizers import Adam
+from gradinv.attacks.settings import Shown, Tuned, settings_of
+from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_victim
+
+UPDATES = {
+    Shown.WHOLE: ("none", "eval"),
+    Shown.PART: ("sparsify:0.5", "eval"),
+    Shown.TRAIN: ("none", "train"),
+    Shown.NOISE: ("sparsify:0.5+noise:0.1", "train"),
+}
+
+
+def resolved(attack, kind):
+    defense, mode = UPDATES[kind]
+    model = tiny_victim().train(mode == "train")
+    return attack.resolved(tiny_observation(model, tiny_batch(), defense=defense), model, None)
+
+
+@pytest.mark.parametrize("kind", Shown)
+def test_an_update_gets_the_settings_of_its_kind(kind):
+    own = settings_of("gi-x")[kind]
+    given = preset(f"gi-x-unsigned:{own}")
+    assert resolved(preset("gi-x"), kind).stages == given.stages
+    assert resolved(preset("gi-x"), kind).name == "gi-x"
+
+
+def test_a_network_without_batch_norm_shows_a_whole_gradient_in_train_mode():
+    model = tiny_victim(norm=False).train()
+    seen = tiny_observation(model, tiny_batch())
+    assert Shown.of(seen, model) is Shown.WHOLE
+
+
+@pytest.mark.parametrize("kind", Shown)
+def test_what_is_set_holds_for_every_update(kind):
+    (stage,) = resolved(preset("gi-x:lr=0.7:steps=10").scaled(0.5), kind).stages
+    assert isinstance(stage.optimizer, Adam)
+    assert (stage.optimizer.lr, stage.steps) == (0.7, 5)
+    attack = preset("gi-x")
+    for changed in (
+        attack.with_steps([3.0]), attack.with_total_variation([0.5]),
+        attack.with_learning_rates([0.2]), attack.with_restarts(3),
+    ):  # fmt: skip
+        assert isinstance(changed, Tuned)
+        assert resolved(changed, kind) != resolved(attack, kind)
+
+
+def test_stages_of_ones_own_are_run_as_they_are():
+    mine = preset("gi-x-unsigned:lr=0.9").stages
+    assert resolved(replace(preset("gi-x"), stages=mine), Shown.PART).stages == mine
+
+
+def test_whatever_else_is_replaced_is_kept():
+    attack = replace(preset("gi-x"), tensors=1, averaged=3.0)
+    own = resolved(attack, Shown.PART)
+    assert (own.tensors, own.averaged) == (1, 3.0)
+    assert own.stages == resolved(preset("gi-x"), Shown.PART).stages
+
+
+def test_all_that_is_kept_can_be_run_and_tuned():
+    tuned = [name for name, attack in PRESETS.items() if isinstance(attack, Tuned)]
+    assert tuned
+    assert set(tuned) <= set(CHOICES)
+    for name in tuned:
+        assert set(settings_of(name)) == {*Shown, "published"}
+        assert "'kinds'" in str(preset(name).describe())
+
+
+def test_without_an_entry_there_are_none():
+    assert settings_of("dlg") == {}
