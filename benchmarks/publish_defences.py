@@ -1,6 +1,6 @@
 """Measures how much every defence leaves of an attack, and what it costs in accuracy.
 
-``python -m benchmarks.publish_defences --train TRAIN-images-idx3-ubyte.gz --test TEST-...``. The
+``python -m benchmarks.publish_defences --train TRAIN --test TEST --trained-on NAME``. The
 updates that are attacked are those of the default audit's images (Fashion-MNIST test images, with
 the embedded prior), in train mode at the network's first weights, which is when it tells most. Each
 attack knows the defence. A network of the same kind is trained with it on the training images and
@@ -53,8 +53,11 @@ _RUNS = ROOT / "runs" / "defences"
 def main(arguments: list[str] | None = None) -> int:
     """Trains, attacks, and writes ``results/defences.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", default=None, metavar="FILE", help="IDX file of images")
-    parser.add_argument("--test", default=None, metavar="FILE", help="IDX file of images")
+    parser.add_argument("--train", default=None, metavar="PATH", help="images to train on")
+    parser.add_argument("--test", default=None, metavar="PATH", help="images to test on")
+    parser.add_argument(
+        "--trained-on", default="Fashion-MNIST", help="what these images are called"
+    )
     parser.add_argument("--trainings", type=int, default=3, help="networks for each defence")
     parser.add_argument("--defense", action="append", default=None)
     parser.add_argument("--attack", action="append", default=None)
@@ -93,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             "batches": config.batches,
             "attacks": audit["config"]["attacks"],
             "training": asdict(training),
+            "trained_on": options.trained_on,
             "trainings": {defense: len(found) for defense, found in accuracies.items()},
             "accuracies": accuracies,
             "seed": options.seed,

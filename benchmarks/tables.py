@@ -191,7 +191,8 @@ def defense_table(results: Results) -> str:
     figures, settings = results["figures"], results["settings"]
     lines = [
         "| defence | verdict | strongest attack: PSNR (dB) | SSIM | identified "
-        "| named among candidates | no server names more than | (ε, δ) of one update | accuracy |",
+        "| named among candidates | no server names more than | (ε, δ) of one update "
+        f"| accuracy, {settings['trained_on']} |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for verdict in settings["verdicts"]:

@@ -44,7 +44,9 @@ def ignore(beat: Beat) -> None:
 
 
 def tensors_in(value):
-    """Yields every tensor that can be reached from a value."""
+    """Yields every tensor that can be reached from a value; classes hold none of a run."""
+    if isinstance(value, type):
+        return
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, nn.Module):
