@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradinv.attacks.preflight import Preflight
 from gradinv.audit.cell import Beat, check_runnable
@@ -203,14 +204,16 @@ def _run_here(
         for cell in cells:
             if interrupted():
                 return
-            interrupted.leave_at_once()  # until its first step, which a closed form never takes
+            # Until its first step, which a closed form never takes; a search for candidates has
+            # nothing to save between its trials either, and what follows them can take long.
+            interrupted.leave_at_once()
+            stop = (lambda: interrupted.pressed) if cell.is_candidates else interrupted
             try:
-                whole = compute(setup, cell, store, stop=interrupted, report=monitor.beat)
+                if not compute(setup, cell, store, stop=stop, report=monitor.beat):
+                    return
+                monitor.finish(cell)
             except LeftAtOnce:
                 return
-            if not whole:
-                return
-            monitor.finish(cell)
 
 
 def _run_in_processes(
@@ -225,21 +228,28 @@ def _run_in_processes(
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     beats = context.SimpleQueue()
+    unsaved = context.RawArray("b", len(cells))
     others = set(multiprocessing.active_children())
 
     def hear() -> None:
         while not beats.empty():
             monitor.beat(beats.get())
 
+    def kill() -> None:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+
     executor = ProcessPoolExecutor(
         workers,
         mp_context=context,
         initializer=_start_worker,
-        initargs=(given, store.folder, stop, beats),
+        initargs=(given, store.folder, stop, beats, unsaved),
     )
     try:
         with signals_held():
-            futures = {executor.submit(_work, cell): cell for cell in cells}
+            futures = {
+                executor.submit(_work, cell, number): number for number, cell in enumerate(cells)
+            }
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -248,8 +258,12 @@ def _run_in_processes(
             hear()
             for future in done:
                 if future.result():
-                    monitor.finish(futures[future])
+                    monitor.finish(cells[futures[future]])
             monitor.tick()
+            if stop.is_set() and not any(unsaved[futures[future]] for future in pending):
+                # They load, or solve a closed form, or search candidates: nothing is lost with it.
+                kill()
+                return
     except BrokenProcessPool as error:
         raise GradinvError(
             "expected the worker processes to live until their cells are finished, got one that "
@@ -257,9 +271,7 @@ def _run_in_processes(
             f"--out {store.folder} and a smaller --workers to continue"
         ) from error
     except KeyboardInterrupt:
-        # The second Ctrl-C, which waits for nobody's step.
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()
+        kill()  # the second Ctrl-C, which waits for nobody's step
         raise
     finally:
         # After an error in one cell the others stop too, and leave checkpoints.
@@ -271,15 +283,69 @@ def _run_in_processes(
 _WORKER: dict[str, Any] = {}
 
 
-def _start_worker(given: AuditConfig | Setup, folder: Path, stop: Any, beats: Any) -> None:
+class _Unsaved:
+    """A worker's word to its parent that killing it in this cell would lose something.
+
+    Args:
+        flags: one for each cell, read by the parent once it has said that all must stop.
+        number: of the cell.
+        stop: whether the parent has.
+    """
+
+    def __init__(self, flags: Any, number: int, stop: Any) -> None:
+        self.flags, self.number, self.stop = flags, number, stop
+
+    def __call__(self) -> bool:
+        """Says so; returns whether to stop, which was asked only after it was said."""
+        self.flags[self.number] = 1
+        return self.stop.is_set()
+
+    def before_writing(self) -> None:
+        """Says so, unless the parent may have found that nothing was to be saved already.
+
+        Raises:
+            LeftAtOnce: it may, and kills in the middle of a file.
+        """
+        nothing = not self.flags[self.number]
+        if self() and nothing:
+            raise LeftAtOnce
+
+
+class _WorkerStore(RunStore):
+    """The store of a worker that is killed where it has nothing to save."""
+
+    def __init__(self, folder: Path, unsaved: _Unsaved) -> None:
+        super().__init__(folder)
+        self.unsaved = unsaved
+
+    def save_cell(
+        self,
+        cell: Cell,
+        row: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        header: Mapping[str, Any],
+    ) -> None:
+        """Stores a finished cell.
+
+        Raises:
+            LeftAtOnce: too late.
+            StorageError: the folder cannot be written to, or the disk is full.
+        """
+        self.unsaved.before_writing()
+        super().save_cell(cell, row, tensors, header)
+
+
+def _start_worker(
+    given: AuditConfig | Setup, folder: Path, stop: Any, beats: Any, unsaved: Any
+) -> None:
     """Runs once in every worker: one thread, deaf to Ctrl-C (the parent tells it to stop)."""
     ignore_signals()
     torch.set_num_threads(1)
-    _WORKER.update(given=given, store=RunStore(folder), stop=stop, beats=beats)
+    _WORKER.update(given=given, folder=folder, stop=stop, beats=beats, unsaved=unsaved)
     threading.Thread(target=_follow_parent, args=(stop,), daemon=True).start()
 
 
-def _work(cell: Cell) -> bool:
+def _work(cell: Cell, number: int) -> bool:
     """Computes one cell in a worker; returns whether it is finished."""
     stop = _WORKER["stop"]
     if stop.is_set():
@@ -289,13 +355,17 @@ def _work(cell: Cell) -> bool:
         if not isinstance(given, Setup):
             given = prepare(given, load_inputs(given, look=False))
         _WORKER["setup"] = given
-    return compute(
-        _WORKER["setup"],
-        cell,
-        _WORKER["store"],
-        stop=stop.is_set,
-        report=_WORKER["beats"].put,
-    )
+    unsaved = _Unsaved(_WORKER["unsaved"], number, stop)
+    try:
+        return compute(
+            _WORKER["setup"],
+            cell,
+            _WorkerStore(_WORKER["folder"], unsaved),
+            stop=stop.is_set if cell.is_candidates else unsaved,
+            report=_WORKER["beats"].put,
+        )
+    except LeftAtOnce:
+        return False
 
 
 def _follow_parent(stop: Any) -> None:
