@@ -100,6 +100,9 @@ def train(options: PriorTrain, command: str) -> None:
         def callback(progress: TrainingProgress) -> None:
             show_training(display, progress)
             stop_if(interrupted, options.out)
+            if progress.fraction >= 1:
+                # The last step is saved; measuring its quality can take long, and asks nobody.
+                interrupted.leave_at_once()
 
         _, quality = train_prior(
             images.all_images_uint8(),
