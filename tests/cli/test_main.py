@@ -235,9 +235,9 @@ def test_a_fault_of_ours_is_no_wrong_use(monkeypatch, capsys):
 def test_a_reader_that_left_is_no_error():
     """As in ``gradinv prior show | head -0``: the pipe is closed before anything is written."""
     code = (
-        "import sys, gradinv.cli as c\n"
-        "def run(o, a):\n    print('x' * 100000); sys.stdout.flush()\n"
-        "c._run = run; sys.exit(c.main(['audit']))"
+        "import sys, gradinv.cli.dispatch as d, gradinv.cli as c\n"
+        "def run(arguments):\n    print('x' * 100000); sys.stdout.flush()\n"
+        "d.run = run; sys.exit(c.main(['audit']))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
