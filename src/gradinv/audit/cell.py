@@ -25,6 +25,7 @@ from gradinv.attacks import (
 )
 from gradinv.attacks.preflight import Preflight, preflight_derivative
 from gradinv.attacks.recursion.peeling import require_peelable
+from gradinv.audit.limits import require_audit_fits
 from gradinv.audit.plan import Cell, derive_seed
 from gradinv.audit.rows import attack_row, finite, picture_tensors, to_uint8
 from gradinv.audit.setup import Setup
@@ -243,10 +244,12 @@ def check_runnable(setup: Setup) -> dict[str, Preflight]:
         Defence -> what was found of its first update.
 
     Raises:
-        GradinvError: no batch-norm layers to reveal statistics of, an update that is not finite,
-            no last linear layer to read labels from, an attack in closed form on a batch or a
-            network that it cannot take apart, or an image that cannot be decoded.
+        GradinvError: what cannot fit into memory, no batch-norm layers to reveal statistics of, an
+            update that is not finite, no last linear layer to read labels from, an attack in closed
+            form on a batch or a network that it cannot take apart, or an image that cannot be
+            decoded.
     """
+    require_audit_fits(setup)
     needed = any(attack.needs_labels for attack in setup.server.attacks.values())
     found = {}
     for defense in setup.client.defenses:

@@ -9,6 +9,7 @@ Workers are spawned, so a script that calls :func:`run_audit` needs the usual
 ``if __name__ == "__main__":``.
 """
 
+import math
 import multiprocessing
 import os
 import threading
@@ -33,6 +34,7 @@ from gradinv.audit.interruption import (
     interruption,
     signals_held,
 )
+from gradinv.audit.limits import processes_that_fit
 from gradinv.audit.plan import AuditConfig, Cell, cells_of
 from gradinv.audit.searching import compute
 from gradinv.audit.setup import Setup, prepare
@@ -154,7 +156,7 @@ def run_cells(
         key=setup.work,
         reverse=True,
     )
-    workers = worker_count(config, setup.device, len(left))
+    workers = worker_count(config, setup.device, len(left), most=processes_that_fit(setup))
     monitor.start(cells, finished, workers)
     for line in preflight_notes(found):
         monitor.note(line)
@@ -173,13 +175,21 @@ def run_cells(
     return audit
 
 
-def worker_count(config: AuditConfig, device: torch.device, cells: int) -> int:
+def worker_count(
+    config: AuditConfig, device: torch.device, cells: int, *, most: int | float = math.inf
+) -> int:
     """Returns how many processes to use: one per usable core on a CPU, one on CUDA.
 
     Never more than there are cells; at least 1, which means this process.
+
+    Args:
+        config: which may ask for a number.
+        device: where to compute.
+        cells: how many are left.
+        most: how many fit into memory; of those that were asked for that was checked before.
     """
-    usual = cores() if device.type == "cpu" else 1
-    return max(1, min(config.workers or usual, cells))
+    usual = min(cores(), most) if device.type == "cpu" else 1
+    return int(max(1, min(config.workers or usual, cells)))
 
 
 @contextmanager
