@@ -314,6 +314,8 @@ def test_workers_are_as_many_as_cores_and_never_more_than_cells(monkeypatch):
     assert worker_count(usual, cpu, 0) == 1
     assert worker_count(usual, cuda, 10) == 1
     assert worker_count(config(workers=3), cpu, 10) == 3
+    assert worker_count(usual, cpu, 10, most=2) == 2
+    assert worker_count(config(workers=3), cpu, 10, most=2) == 3  # checked before
 
 
 def test_cells_have_one_thread_and_the_caller_keeps_its_own(monkeypatch):
