@@ -40,8 +40,8 @@ def _ghost(model: nn.Module) -> nn.Module:
 def outputs_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Returns the bytes of what the layers put out for images of a shape.
 
-    A foreign network may do what the meta device cannot, such as to look at a value; of that one
-    only the images count.
+    A foreign network may do what the meta device cannot, such as to look at a value, or refuse to
+    be copied; of that one only the images count.
     """
     total = 4 * math.prod(shape)
     sizes: list[int] = []
@@ -50,11 +50,11 @@ def outputs_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
         if isinstance(output, Tensor):
             sizes.append(output.numel() * output.element_size())
 
-    ghost = _ghost(model)
-    for layer in ghost.modules():
-        if not any(True for _ in layer.children()):
-            layer.register_forward_hook(add)
     try:
+        ghost = _ghost(model)
+        for layer in ghost.modules():
+            if not any(True for _ in layer.children()):
+                layer.register_forward_hook(add)
         with torch.no_grad():
             ghost(torch.empty(shape, device="meta"))
     except Exception:  # foreign code, which may raise anything; real images tell it in time
