@@ -10,7 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from gradinv.errors import StorageError
-from gradinv.files import HEADER_KEY, load_tensors, output_folder, read_json, save_tensors
+from gradinv.files import (
+    HEADER_KEY,
+    load_tensors,
+    output_folder,
+    read_json,
+    save_tensors,
+    write_bytes,
+)
 
 
 def test_round_trip(tmp_path):
@@ -87,6 +94,19 @@ def test_loaded_tensors_have_memory_of_their_own(tmp_path, padding):
         assert there.data_ptr() % 64 == 0
         assert there.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
         assert torch.equal(there, tensor)
+
+
+def test_an_interruption_while_a_file_is_written_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    write_bytes(tmp_path / "a", b"before")
+
+    def interrupted(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes(tmp_path / "a", b"after")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"before"
 
 
 def claim(path, shape, end) -> None:

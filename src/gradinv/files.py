@@ -40,9 +40,12 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except OSError as error:
+    except BaseException as error:
+        # Ctrl-C too: a checkpoint takes long to write, and none may leave a file that nobody reads.
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise StorageError(
             f"expected to write {path}, got '{error.strerror or error}'; "
             "choose a folder that is writable and has room"

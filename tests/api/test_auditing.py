@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,3 +235,30 @@ def test_the_result_is_what_the_annotation_says():
 
 def test_whole_numbers_are_numbers():
     assert audited(steps_scale=1, seconds=60).audit["config"]["seconds"] == 60.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"restarts": 10**12},
+            "an attack with gi-x that fits .* lower --restarts, --batch",
+        ),
+        (
+            {"protocol": FedAvg(local_epochs=10**12)},
+            "an attack with gi-x that fits .* lower --local-epochs, --restarts",
+        ),
+        ({"steps_scale": 1e9}, "expected a factor on the steps above 0 and at most 1e"),
+    ],
+)
+def test_absurd_sizes_are_refused_with_an_estimate(settings, message):
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=message):
+        audited(**settings)
+    assert time.monotonic() - started < 2
+
+
+def test_more_candidates_than_there_are_images_are_no_more_than_these():
+    audit = audited(candidates=10**9, attack="gi-x:steps=1", batches=1).audit
+    # Of four images of a label one is the client's, and one another client's, for the control.
+    assert {image["candidates"] for image in audit["candidates"][0]["images"]} == {3}

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,9 @@ def test_a_prior_that_is_not_there():
 
 def test_observations_are_of_the_class_that_the_package_names():
     assert gradinv.Observation is Observation
+
+
+def test_a_training_that_no_machine_can_hold():
+    huge = replace(TINY, base_channels=10**6)
+    with pytest.raises(ConfigError, match=r"expected a training that fits into .* GiB; lower"):
+        gradinv.train_prior(IMAGES, steps=1, config=huge, progress=False)

@@ -2,6 +2,8 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from gradinv.audit import cell as cell_module
 from gradinv.audit import runner as module
+from gradinv.audit.interruption import LeftAtOnce
 from gradinv.audit.plan import cells_of
 from gradinv.audit.runner import (
     AuditStopped,
@@ -196,6 +199,79 @@ def test_two_processes_stop_continue_and_agree_with_one(every_step_beats):
     assert not multiprocessing.active_children()
 
 
+SLOW_WORKERS = """
+import multiprocessing, time
+
+import tiny_net
+
+def make(num_classes, channels, image_size):
+    if multiprocessing.parent_process() is not None:
+        time.sleep(60)
+    return tiny_net.make(num_classes, channels, image_size)
+"""
+
+
+def test_workers_with_nothing_to_save_are_not_waited_for():
+    """They load for a minute; whoever presses Ctrl-C waits for none of it."""
+    Path("slow_net.py").write_text(SLOW_WORKERS)
+    pressed = []
+
+    class Impatient(Diary):
+        def tick(self):
+            if not pressed:
+                pressed.append(time.monotonic())
+                os.kill(os.getpid(), signal.SIGINT)
+
+    diary = Impatient()
+    settings = config(model="slow_net:make", workers=2)
+    with pytest.raises(AuditStopped) as stopped:
+        run_audit(settings, Path("run"), monitor=diary)
+    assert time.monotonic() - pressed[0] < 10
+    assert stopped.value.folder == Path("run")
+    assert len(diary.heard("stopping")) == 1
+    assert not multiprocessing.active_children()
+    assert not list(Path("run").rglob("*.tmp"))
+    assert len(run_audit(replace(settings, workers=1), Path("run"))["cells"]) == 2
+
+
+def test_a_worker_writes_nothing_once_it_may_be_killed(tmp_path):
+    class Flag:
+        raised = False
+
+        def is_set(self):
+            return self.raised
+
+    flag, flags = Flag(), [0, 0]
+    unsaved = module._Unsaved(flags, 1, flag)
+    store = module._WorkerStore(tmp_path / "run", unsaved)
+    cell = cells_of(config())[0]
+    flag.raised = True
+    with pytest.raises(LeftAtOnce):
+        store.save_cell(cell, {}, {"a": torch.zeros(1)}, {})
+    assert not (tmp_path / "run").exists()
+    # It had a step to save before, so its parent waits.
+    assert unsaved()
+    assert flags == [0, 1]
+    store.save_cell(cell, {}, {"a": torch.zeros(1)}, {})
+    assert store.is_finished(cell)
+
+
+def test_ctrl_c_after_the_last_trial_of_a_search_leaves_at_once(monkeypatch):
+    """What follows the trials, such as the ceilings, can take minutes and asks nobody."""
+    pressed = []
+
+    def searched(*_arguments, tick, **_settings):
+        tick(0.0)
+        pressed.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr("gradinv.audit.searching.candidate_result", searched)
+    with pytest.raises(AuditStopped):
+        run_audit(config(), Path("run"))
+    assert time.monotonic() - pressed[0] < 5
+
+
 def test_an_error_in_a_worker_comes_back_as_it_is(every_step_beats):
     """Two cells, two workers; the checkpoint of one is no checkpoint."""
     settings = config(workers=2)
@@ -238,6 +314,8 @@ def test_workers_are_as_many_as_cores_and_never_more_than_cells(monkeypatch):
     assert worker_count(usual, cpu, 0) == 1
     assert worker_count(usual, cuda, 10) == 1
     assert worker_count(config(workers=3), cpu, 10) == 3
+    assert worker_count(usual, cpu, 10, most=2) == 2
+    assert worker_count(config(workers=3), cpu, 10, most=2) == 3  # checked before
 
 
 def test_cells_have_one_thread_and_the_caller_keeps_its_own(monkeypatch):

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import gradinv.cli as module
 from gradinv import __version__
-from gradinv.cli import main
+from gradinv.cli import dispatch, main
 from gradinv.cli.stopping import Stopped, run_folder
 from gradinv.errors import DataError
 from tests.cli.words import changed
@@ -36,6 +35,24 @@ def test_help_answers_in_under_a_second():
 def test_help_does_not_import_torch():
     code = "import sys, gradinv.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_ctrl_c_while_modules_are_imported_is_told_in_one_line():
+    """Nothing that takes long is imported before somebody hears it."""
+    code = (
+        "import sys, gradinv.cli\n"
+        "heavy = {'tyro', 'pydantic', 'rich', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'tyro':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())\n"
+        "sys.exit(gradinv.cli.main(['audit']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr == "gradinv: stopped at once; the last checkpoints are kept\n"
 
 
 @pytest.mark.parametrize(
@@ -174,10 +191,10 @@ def test_an_attack_that_lacks_something_says_what_and_what_would_do(
 
 
 def fail_with(monkeypatch, error):
-    def run(options, arguments):
+    def run(_arguments):
         raise error
 
-    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(dispatch, "run", run)
 
 
 def test_an_error_of_several_lines_is_printed_on_one(monkeypatch, capsys):
@@ -218,9 +235,9 @@ def test_a_fault_of_ours_is_no_wrong_use(monkeypatch, capsys):
 def test_a_reader_that_left_is_no_error():
     """As in ``gradinv prior show | head -0``: the pipe is closed before anything is written."""
     code = (
-        "import sys, gradinv.cli as c\n"
-        "def run(o, a):\n    print('x' * 100000); sys.stdout.flush()\n"
-        "c._run = run; sys.exit(c.main(['audit']))"
+        "import sys, gradinv.cli.dispatch as d, gradinv.cli as c\n"
+        "def run(arguments):\n    print('x' * 100000); sys.stdout.flush()\n"
+        "d.run = run; sys.exit(c.main(['audit']))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -274,7 +291,5 @@ def test_a_run_folder_is_new(tmp_path, monkeypatch):
 
 
 def test_a_command_is_published_without_the_folders_of_this_machine():
-    from gradinv.cli import _shareable
-
     words = ["prior", "train", "/home/me/data/faces", "--out", "here/faces"]
-    assert _shareable(words) == "gradinv prior train faces --out here/faces"
+    assert dispatch._shareable(words) == "gradinv prior train faces --out here/faces"

@@ -1,6 +1,7 @@
 import os
 import shlex
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from gradinv.cli import main
 from gradinv.cli import prior as module
 from gradinv.files import load_tensors, read_json
-from gradinv.priors import load_generator
+from gradinv.priors import load_generator, training
 
 TRAIN = shlex.split(
     "prior train many --channels 1 --base-channels 4 --latent 8 --batch-size 4 --steps 3 "
@@ -60,6 +61,24 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_continues(many, capsys,
     assert main(parts) == 0
     found, _ = load_tensors(Path("parts/model.safetensors"), what="a prior")
     assert all((found[name] == whole[name]).all() for name in whole)
+
+
+def test_ctrl_c_while_the_quality_is_measured_leaves_at_once(many, monkeypatch, capsys):
+    original = training.measure_quality
+
+    def slow(*_arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr(training, "measure_quality", slow)
+    started = time.monotonic()
+    assert main(TRAIN) == 130
+    assert time.monotonic() - started < 30
+    assert capsys.readouterr().err.splitlines()[-1].startswith("gradinv: stopped; to continue:")
+    # All steps are kept: the same command measures, and is done.
+    monkeypatch.setattr(training, "measure_quality", original)
+    monkeypatch.setattr(training.GanTrainer, "step", None)
+    assert main(TRAIN) == 0
 
 
 def test_without_a_bound_it_takes_half_an_hour(many, monkeypatch):

@@ -99,3 +99,13 @@ def test_gradients_in_an_update(momentum):
         weight.grad = torch.ones_like(weight)
         sgd.step()
     assert protocol.gradients(5) == pytest.approx(-weight.item() / 0.1, rel=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_an_order_that_no_machine_can_hold(batch_size, generator):
+    protocol = FedAvg(local_epochs=10**12, batch_size=batch_size)
+    with pytest.raises(
+        ConfigError,
+        match=r"expected an order of local steps that fits into .*; lower the local epochs \(--lo",
+    ):
+        protocol.order(3, generator)

@@ -38,6 +38,23 @@ def test_of_a_network_that_looks_at_values_only_the_images_count():
     assert outputs_bytes(Looks(), (5, 1, 4, 4)) == 4 * 5 * 16
 
 
+def test_of_a_network_that_refuses_to_be_copied_only_the_images_count():
+    class Unknown(nn.Sequential):
+        def __reduce__(self):
+            raise TypeError("not to be copied")
+
+    assert outputs_bytes(Unknown(*small().children()), (5, 1, 4, 4)) == 4 * 5 * 16
+
+
+def test_a_network_keeps_its_tensors_when_it_is_measured():
+    model = small()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    outputs_bytes(model, (5, 1, 4, 4))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(layer._forward_hooks for layer in model.modules())
+    assert all(value.requires_grad for value in model.parameters())
+
+
 def test_a_batch_that_fits_and_one_that_does_not():
     require_fits(small(), (5, 1, 4, 4), lower="--batch-size")
     with pytest.raises(ConfigError, match=r"a batch that fits .* GiB; lower --batch-size$"):

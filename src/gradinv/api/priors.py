@@ -21,6 +21,7 @@ from gradinv.models import save_weights
 from gradinv.models.wrappers import unwrapped_network
 from gradinv.priors import Generator
 from gradinv.priors.dcgan import untrained_dcgan
+from gradinv.priors.footprint import require_training_fits
 from gradinv.priors.training import TrainingConfig, TrainingProgress
 from gradinv.priors.training import train_prior as train
 
@@ -88,6 +89,9 @@ def train_prior(
             )
         images = images.detach().mul(255).round().to(torch.uint8)
     minutes = None if minutes is None else float(minutes)
+    channels, height, width = images.shape[1:]
+    kind = torch.device(device).type
+    require_training_fits(config, len(images), (channels, height, width), kind)
     with _folder(out) as folder, _told("training", progress) as tell:
 
         def callback(now: TrainingProgress) -> None:

@@ -1,55 +1,129 @@
-"""What the starts of an attack take of memory, before they take it."""
+"""What an attack holds of memory at least, told before any is taken.
+
+All restarts are stepped together, each with a point, its moments and its pictures; what their
+network passes take is split by the engine into parts of a fixed size.
+"""
 
 import math
 
-import torch
+from torch import nn
 
-from gradinv.attacks.attack import Attack
-from gradinv.attacks.search.spaces import OfGenerator
-from gradinv.errors import AttackError
-from gradinv.federated.observation import Observation
-from gradinv.models.footprint import memory_of, weights_bytes
+from gradinv.attacks.attack import Attack, Stage
+from gradinv.attacks.search.evolution import CMA
+from gradinv.attacks.search.lbfgs import LBFGS
+from gradinv.attacks.search.spaces import OfGenerator, Pixels
+from gradinv.engine.traced import MEMORY
+from gradinv.errors import ConfigError, GradinvError
+from gradinv.federated.protocol import FedAvg, FedSGD, Protocol
+from gradinv.models.footprint import memory_of, outputs_bytes, required_bytes, weights_bytes
 from gradinv.priors.generator import Generator
 from gradinv.room import require_room
 
 _FLOAT = 4
-_COPIES_OF_IMAGES = 2  # the point shown as pictures, and dc/dx
-_COPIES_OF_POINT = 4  # the point, its gradient and Adam's two moments
+# The point, its gradient and Adam's two moments; of L-BFGS the point, its gradient, a direction and
+# those of the last step, beside two vectors for each pair of its history.
+_ADAM, _LBFGS = 4, 5
+# Of CMA-ES, in float64: the covariance and its eigenvectors.
+_MATRICES = 2 * 8
+# The pictures and dc/dx; a layer's output and its gradient.
+_PICTURES, _COPIES_OF_OUTPUTS = 2, 2
 
 
-def require_starts_fit(
-    attack: Attack, observation: Observation, prior: Generator | None, device: torch.device | str
-) -> None:
-    """Checks that all starts of an attack can lie in memory side by side.
-
-    A lower bound: what is searched and the pictures. What a network computes for them is taken a
-    few starts at a time.
+def attack_bytes(
+    attack: Attack,
+    model: nn.Module,
+    shape: tuple[int, int, int, int],
+    *,
+    classes: int,
+    prior: Generator | None,
+    protocol: Protocol = FedSGD(),  # noqa: B008 -- a frozen value
+) -> int:
+    """Returns the bytes that an attack on one update needs at least, at the same time.
 
     Args:
-        attack: with its settings resolved.
-        observation: the update that is attacked.
-        prior: the generator, for attacks that search one.
-        device: to compute on.
+        attack: with the restarts that were asked for.
+        model: the network.
+        shape: (batch, channel, height, width) of what is rebuilt.
+        classes: how many the network tells apart.
+        prior: the server's generator.
+        protocol: what the client computed; local steps that are simulated are all held.
+    """
+    needed = required_bytes(model, shape)
+    if isinstance(protocol, FedAvg) and attack.fedavg == "simulate":
+        local = min(protocol.batch_size or shape[0], shape[0])
+        step = weights_bytes(model) + outputs_bytes(model, (local, *shape[1:]))
+        needed += (protocol.steps(shape[0]) - 1) * step
+    if attack.restarts > 1:
+        each = weights_bytes(model) + _COPIES_OF_OUTPUTS * outputs_bytes(model, shape)
+        needed += min(MEMORY, (attack.restarts - 1) * each)
+    restarts, most = attack.restarts, 0
+    for stage in attack.stages:
+        most = max(most, restarts * _stage_bytes(stage, shape, classes, prior))
+        restarts = min(restarts, stage.keep or restarts)
+    if not attack.stages:  # chosen by what the update says
+        most = restarts * _PICTURES * _FLOAT * math.prod(shape)
+    return needed + most
+
+
+def _stage_bytes(
+    stage: Stage, shape: tuple[int, int, int, int], classes: int, prior: Generator | None
+) -> int:
+    """Returns the bytes of one restart of a stage beside those of the network's passes."""
+    space, searched, needed = stage.space, 0, _PICTURES * _FLOAT * math.prod(shape)
+    if isinstance(space, Pixels):
+        searched = math.prod(shape) + (shape[0] * classes if space.soft_labels else 0)
+    if prior is not None and space.needs_prior:
+        if stage.optimizer.has_gradient:
+            needed += shape[0] * outputs_bytes(prior, (1, *prior.latent_shape))
+        if isinstance(space, OfGenerator):
+            sizes = (
+                math.prod(prior.latent_shape) if space.latents else 0,
+                weights_bytes(prior) // _FLOAT if space.weights else 0,
+            )
+            searched = shape[0] * sum(sizes)
+    if isinstance(stage.optimizer, CMA):
+        return needed + _MATRICES * searched**2
+    copies = _ADAM
+    if isinstance(stage.optimizer, LBFGS):
+        copies = _LBFGS + 2 * stage.optimizer.history
+    return needed + copies * _FLOAT * searched
+
+
+def require_attack_fits(
+    attack: Attack,
+    model: nn.Module,
+    shape: tuple[int, int, int, int],
+    *,
+    classes: int,
+    prior: Generator | None,
+    protocol: Protocol = FedSGD(),  # noqa: B008 -- a frozen value
+    workers: int = 1,
+    lower: str = "--restarts, --batch-size or --image-size",
+    error: type[GradinvError] = ConfigError,
+) -> None:
+    """Checks that an attack can fit into memory; arguments are those of :func:`attack_bytes`.
+
+    Args:
+        attack: see there.
+        model: see there.
+        shape: see there.
+        classes: see there.
+        prior: see there.
+        protocol: see there.
+        workers: processes that were asked for, each with an attack of its own.
+        lower: what to lower.
+        error: the class of the error.
 
     Raises:
-        AttackError: they cannot.
+        GradinvError: of that class; it cannot.
     """
-    restarts, needed = attack.restarts, 0
-    image = _FLOAT * math.prod(observation.image_shape)
-    for stage in attack.stages:
-        point = image
-        if isinstance(stage.space, OfGenerator) and prior is not None:
-            latent = _FLOAT * math.prod(prior.latent_shape)
-            point = latent + (weights_bytes(prior) if stage.space.weights else 0)
-        own = _COPIES_OF_IMAGES * image + _COPIES_OF_POINT * point
-        needed = max(needed, restarts * observation.batch_size * own)
-        restarts = min(restarts, stage.keep or restarts)
-    there, whose = memory_of(device)
-    require_room(
-        needed,
-        f"a search by {attack.name}",
-        "restarts or --batch-size",
-        AttackError,
-        there=there,
-        whose=whose,
+    needed = workers * attack_bytes(
+        attack, model, shape, classes=classes, prior=prior, protocol=protocol
     )
+    there, whose = memory_of(next(model.parameters()).device)
+    what = f"an attack with {attack.name}"
+    if isinstance(protocol, FedAvg) and attack.fedavg == "simulate":
+        lower = f"--local-epochs, {lower}"
+    if workers > 1:
+        what, lower = f"an audit by {workers} processes", f"--workers, {lower}"
+    require_room(needed, what, lower, error, there=there, whose=whose)

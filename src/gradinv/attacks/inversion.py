@@ -12,7 +12,6 @@ from gradinv.attacks.analytic import AnalyticAttack
 from gradinv.attacks.attack import Attack
 from gradinv.attacks.driver import Callback, Search
 from gradinv.attacks.evidence.labels import recover_labels
-from gradinv.attacks.footprint import require_starts_fit
 from gradinv.attacks.recursion.peeling import peel
 from gradinv.attacks.result import Checkpoint, Reconstruction
 from gradinv.errors import AttackError, ConfigError
@@ -60,8 +59,8 @@ def invert(
 
     Raises:
         AttackError: the attack lacks something (a prior, statistics, a gradient that is the same at
-            every evaluation), its starts do not fit into memory, the labels are neither revealed
-            nor to be found in the update, or the checkpoint belongs to another run.
+            every evaluation), the labels are neither revealed nor to be found in the update, or
+            the checkpoint belongs to another run.
         ObservationError: the update was made with another network.
         ModelError: the model is in another mode than the client's.
         PriorError: the prior's images have another shape.
@@ -77,7 +76,6 @@ def invert(
         recovered = recover_labels(observation, model)
         observation = replace(observation, labels=recovered.labels)
     attack = attack.resolved(observation, model, prior)
-    require_starts_fit(attack, observation, prior, next(model.parameters()).device)
     peeled = None
     if isinstance(attack, AnalyticAttack):
         _require_whole(resume, attack)

@@ -23,9 +23,9 @@ from gradinv.attacks import (
     invert,
     recover_labels,
 )
-from gradinv.attacks.footprint import require_starts_fit
 from gradinv.attacks.preflight import Preflight, preflight_derivative
 from gradinv.attacks.recursion.peeling import require_peelable
+from gradinv.audit.limits import require_audit_fits
 from gradinv.audit.plan import Cell, derive_seed
 from gradinv.audit.rows import attack_row, finite, picture_tensors, to_uint8
 from gradinv.audit.setup import Setup
@@ -244,11 +244,12 @@ def check_runnable(setup: Setup) -> dict[str, Preflight]:
         Defence -> what was found of its first update.
 
     Raises:
-        GradinvError: no batch-norm layers to reveal statistics of, an update that is not finite,
-            no last linear layer to read labels from, starts that do not fit into memory, an attack
-            in closed form on a batch or a network that it cannot take apart, or an image that
-            cannot be decoded.
+        GradinvError: what cannot fit into memory, no batch-norm layers to reveal statistics of, an
+            update that is not finite, no last linear layer to read labels from, an attack in closed
+            form on a batch or a network that it cannot take apart, or an image that cannot be
+            decoded.
     """
+    require_audit_fits(setup)
     needed = any(attack.needs_labels for attack in setup.server.attacks.values())
     found = {}
     for defense in setup.client.defenses:
@@ -259,10 +260,6 @@ def check_runnable(setup: Setup) -> dict[str, Preflight]:
             observation, setup.model, setup.server.attacks.values(), seed=setup.config.seed
         )
         for name, attack in setup.server.attacks.items():
-            prior = setup.server.prior
-            resolved = attack.resolved(observation, setup.model, prior)
-            device = next(setup.model.parameters()).device
-            require_starts_fit(resolved, observation, prior, device)
             if isinstance(attack, AnalyticAttack):
                 require_peelable(observation, setup.model, name)
     for number, batch in enumerate(setup.client.batches):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gradinv.attacks import AnalyticAttack, Attack, Checkpoint, Reconstruction, recover_labels
+from gradinv.attacks.footprint import require_attack_fits
 from gradinv.attacks.preflight import Preflight, preflight
 from gradinv.attacks.recursion.peeling import require_peelable
 from gradinv.audit.cell import CellStopped, Watch, attack_cell
@@ -76,6 +77,15 @@ class Inversion:
         if observation.labels is None and self.attack.needs_labels:
             # Tells now that there is no layer to read them from.
             recover_labels(observation, model)
+        require_attack_fits(
+            self.attack,
+            model,
+            (observation.batch_size, *observation.image_shape),
+            classes=observation.num_classes,
+            prior=self.prior,
+            protocol=observation.protocol,
+            lower="the restarts (--restarts), or batch_size or image_shape in the update",
+        )
         if isinstance(self.attack, AnalyticAttack):
             require_peelable(observation, model, self.name, how=_OBSERVE)
 

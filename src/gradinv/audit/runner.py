@@ -9,6 +9,7 @@ Workers are spawned, so a script that calls :func:`run_audit` needs the usual
 ``if __name__ == "__main__":``.
 """
 
+import math
 import multiprocessing
 import os
 import threading
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradinv.attacks.preflight import Preflight
 from gradinv.audit.cell import Beat, check_runnable
@@ -32,6 +34,7 @@ from gradinv.audit.interruption import (
     interruption,
     signals_held,
 )
+from gradinv.audit.limits import processes_that_fit
 from gradinv.audit.plan import AuditConfig, Cell, cells_of
 from gradinv.audit.searching import compute
 from gradinv.audit.setup import Setup, prepare
@@ -153,7 +156,7 @@ def run_cells(
         key=setup.work,
         reverse=True,
     )
-    workers = worker_count(config, setup.device, len(left))
+    workers = worker_count(config, setup.device, len(left), most=processes_that_fit(setup))
     monitor.start(cells, finished, workers)
     for line in preflight_notes(found):
         monitor.note(line)
@@ -172,13 +175,21 @@ def run_cells(
     return audit
 
 
-def worker_count(config: AuditConfig, device: torch.device, cells: int) -> int:
+def worker_count(
+    config: AuditConfig, device: torch.device, cells: int, *, most: int | float = math.inf
+) -> int:
     """Returns how many processes to use: one per usable core on a CPU, one on CUDA.
 
     Never more than there are cells; at least 1, which means this process.
+
+    Args:
+        config: which may ask for a number.
+        device: where to compute.
+        cells: how many are left.
+        most: how many fit into memory; of those that were asked for that was checked before.
     """
-    usual = cores() if device.type == "cpu" else 1
-    return max(1, min(config.workers or usual, cells))
+    usual = min(cores(), most) if device.type == "cpu" else 1
+    return int(max(1, min(config.workers or usual, cells)))
 
 
 @contextmanager
@@ -203,14 +214,16 @@ def _run_here(
         for cell in cells:
             if interrupted():
                 return
-            interrupted.leave_at_once()  # until its first step, which a closed form never takes
+            # Until its first step, which a closed form never takes; a search for candidates has
+            # nothing to save between its trials either, and what follows them can take long.
+            interrupted.leave_at_once()
+            stop = (lambda: interrupted.pressed) if cell.is_candidates else interrupted
             try:
-                whole = compute(setup, cell, store, stop=interrupted, report=monitor.beat)
+                if not compute(setup, cell, store, stop=stop, report=monitor.beat):
+                    return
+                monitor.finish(cell)
             except LeftAtOnce:
                 return
-            if not whole:
-                return
-            monitor.finish(cell)
 
 
 def _run_in_processes(
@@ -225,21 +238,28 @@ def _run_in_processes(
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     beats = context.SimpleQueue()
+    unsaved = context.RawArray("b", len(cells))
     others = set(multiprocessing.active_children())
 
     def hear() -> None:
         while not beats.empty():
             monitor.beat(beats.get())
 
+    def kill() -> None:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+
     executor = ProcessPoolExecutor(
         workers,
         mp_context=context,
         initializer=_start_worker,
-        initargs=(given, store.folder, stop, beats),
+        initargs=(given, store.folder, stop, beats, unsaved),
     )
     try:
         with signals_held():
-            futures = {executor.submit(_work, cell): cell for cell in cells}
+            futures = {
+                executor.submit(_work, cell, number): number for number, cell in enumerate(cells)
+            }
         pending = set(futures)
         while pending:
             done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -248,8 +268,12 @@ def _run_in_processes(
             hear()
             for future in done:
                 if future.result():
-                    monitor.finish(futures[future])
+                    monitor.finish(cells[futures[future]])
             monitor.tick()
+            if stop.is_set() and not any(unsaved[futures[future]] for future in pending):
+                # They load, or solve a closed form, or search candidates: nothing is lost with it.
+                kill()
+                return
     except BrokenProcessPool as error:
         raise GradinvError(
             "expected the worker processes to live until their cells are finished, got one that "
@@ -257,9 +281,7 @@ def _run_in_processes(
             f"--out {store.folder} and a smaller --workers to continue"
         ) from error
     except KeyboardInterrupt:
-        # The second Ctrl-C, which waits for nobody's step.
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.kill()
+        kill()  # the second Ctrl-C, which waits for nobody's step
         raise
     finally:
         # After an error in one cell the others stop too, and leave checkpoints.
@@ -271,15 +293,69 @@ def _run_in_processes(
 _WORKER: dict[str, Any] = {}
 
 
-def _start_worker(given: AuditConfig | Setup, folder: Path, stop: Any, beats: Any) -> None:
+class _Unsaved:
+    """A worker's word to its parent that killing it in this cell would lose something.
+
+    Args:
+        flags: one for each cell, read by the parent once it has said that all must stop.
+        number: of the cell.
+        stop: whether the parent has.
+    """
+
+    def __init__(self, flags: Any, number: int, stop: Any) -> None:
+        self.flags, self.number, self.stop = flags, number, stop
+
+    def __call__(self) -> bool:
+        """Says so; returns whether to stop, which was asked only after it was said."""
+        self.flags[self.number] = 1
+        return self.stop.is_set()
+
+    def before_writing(self) -> None:
+        """Says so, unless the parent may have found that nothing was to be saved already.
+
+        Raises:
+            LeftAtOnce: it may, and kills in the middle of a file.
+        """
+        nothing = not self.flags[self.number]
+        if self() and nothing:
+            raise LeftAtOnce
+
+
+class _WorkerStore(RunStore):
+    """The store of a worker that is killed where it has nothing to save."""
+
+    def __init__(self, folder: Path, unsaved: _Unsaved) -> None:
+        super().__init__(folder)
+        self.unsaved = unsaved
+
+    def save_cell(
+        self,
+        cell: Cell,
+        row: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        header: Mapping[str, Any],
+    ) -> None:
+        """Stores a finished cell.
+
+        Raises:
+            LeftAtOnce: too late.
+            StorageError: the folder cannot be written to, or the disk is full.
+        """
+        self.unsaved.before_writing()
+        super().save_cell(cell, row, tensors, header)
+
+
+def _start_worker(
+    given: AuditConfig | Setup, folder: Path, stop: Any, beats: Any, unsaved: Any
+) -> None:
     """Runs once in every worker: one thread, deaf to Ctrl-C (the parent tells it to stop)."""
     ignore_signals()
     torch.set_num_threads(1)
-    _WORKER.update(given=given, store=RunStore(folder), stop=stop, beats=beats)
+    _WORKER.update(given=given, folder=folder, stop=stop, beats=beats, unsaved=unsaved)
     threading.Thread(target=_follow_parent, args=(stop,), daemon=True).start()
 
 
-def _work(cell: Cell) -> bool:
+def _work(cell: Cell, number: int) -> bool:
     """Computes one cell in a worker; returns whether it is finished."""
     stop = _WORKER["stop"]
     if stop.is_set():
@@ -289,13 +365,17 @@ def _work(cell: Cell) -> bool:
         if not isinstance(given, Setup):
             given = prepare(given, load_inputs(given, look=False))
         _WORKER["setup"] = given
-    return compute(
-        _WORKER["setup"],
-        cell,
-        _WORKER["store"],
-        stop=stop.is_set,
-        report=_WORKER["beats"].put,
-    )
+    unsaved = _Unsaved(_WORKER["unsaved"], number, stop)
+    try:
+        return compute(
+            _WORKER["setup"],
+            cell,
+            _WorkerStore(_WORKER["folder"], unsaved),
+            stop=stop.is_set if cell.is_candidates else unsaved,
+            report=_WORKER["beats"].put,
+        )
+    except LeftAtOnce:
+        return False
 
 
 def _follow_parent(stop: Any) -> None:

@@ -11,23 +11,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 from io import TextIOWrapper
-from pathlib import Path
 
 from gradinv import __version__
-from gradinv.cli.options import (
-    AnyCommand,
-    Audit,
-    Data,
-    Import,
-    Invert,
-    LearnPrior,
-    Observe,
-    Prior,
-    Report,
-    Watch,
-    parse,
-)
-from gradinv.cli.prior_options import PriorShow, PriorTrain
 from gradinv.cli.stopping import Stopped
 from gradinv.errors import GradinvError
 
@@ -49,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gradinv {__version__}")
         return EXIT_DONE
     try:
-        _run(parse(arguments), arguments)
+        # In here, since Ctrl-C comes in the first half second too.
+        from gradinv.cli.dispatch import run
+
+        run(arguments)
     except GradinvError as error:
         _say(f"gradinv: error: {error}")
         return EXIT_WRONG_USE
@@ -69,50 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("gradinv: this is a fault of gradinv; please report it with the lines above")
         return EXIT_FAULT
     return EXIT_DONE
-
-
-def _run(options: AnyCommand, arguments: Sequence[str]) -> None:
-    match options:
-        case Audit():
-            from gradinv.cli.audit import audit
-
-            audit(options)
-        case Invert():
-            from gradinv.cli.invert import invert_update
-
-            invert_update(options)
-        case Observe():
-            from gradinv.cli.observe import observe_update
-
-            observe_update(options)
-        case Import():
-            from gradinv.cli.importing import import_update
-
-            import_update(options)
-        case Prior(command=PriorTrain() as command):
-            from gradinv.cli.prior import train
-
-            train(command, _shareable(arguments))
-        case Prior(command=PriorShow() as command):
-            from gradinv.cli.prior import show
-
-            show(command)
-        case Data():
-            from gradinv.cli.data import check
-
-            check(options)
-        case LearnPrior():
-            from gradinv.cli.learn_prior import learn
-
-            learn(options, _shareable(arguments))
-        case Watch():
-            from gradinv.cli.watch import watch_rounds
-
-            watch_rounds(options)
-        case Report():
-            from gradinv.cli.audit import report_again
-
-            report_again(options)
 
 
 def _print_names_as_they_are(stream: object) -> None:
@@ -141,13 +85,3 @@ def _without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
         elif argument.split("=", 1)[0] not in names:
             kept.append(argument)
     return kept
-
-
-def _shareable(arguments: Sequence[str]) -> str:
-    """Returns the command for a card, absolute paths cut to their last part.
-
-    A card is published with its prior; where files lay on one machine is nobody's business.
-    """
-    return shlex.join(
-        ["gradinv", *(Path(word).name if Path(word).is_absolute() else word for word in arguments)]
-    )

@@ -22,6 +22,7 @@ from gradinv.federated import (
 )
 from gradinv.federated.importing import NOTES
 from gradinv.models import fill_weights, save_weights
+from gradinv.models.footprint import require_fits
 from gradinv.models.weights import unwrapped
 
 
@@ -37,6 +38,12 @@ def import_update(options: Import) -> None:
         notes: list[str] = []
         model = _network(options, notes)
         observation = _observation(options, model)
+        require_fits(
+            model,
+            (options.batch_size, *observation.image_shape),
+            lower="--batch-size or --image-size",
+            error=ConfigError,
+        )
         found = preflight(observation, model, attacks=[preset("gi-x")], seed=options.seed)
     for note in notes:
         print(note)

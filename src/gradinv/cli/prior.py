@@ -15,11 +15,12 @@ from gradinv.cli.stopping import stop_if
 from gradinv.data import load_images
 from gradinv.errors import ConfigError
 from gradinv.files import output_folder
+from gradinv.models.footprint import outputs_bytes
 from gradinv.priors import EMBEDDED as EMBEDDED_FOLDER
 from gradinv.priors import load_generator
 from gradinv.priors.footprint import require_training_fits
 from gradinv.priors.generator import load_card
-from gradinv.priors.samples import save_sample_grid
+from gradinv.priors.samples import SAMPLES_A_ROW, save_sample_grid
 from gradinv.priors.training import (
     TrainingConfig,
     TrainingProgress,
@@ -27,6 +28,7 @@ from gradinv.priors.training import (
     train_prior,
 )
 from gradinv.report.text import print_line, report_console
+from gradinv.room import require_room
 from gradinv.seeds import require_seed
 
 DEFAULT_MINUTES = 30.0
@@ -100,6 +102,9 @@ def train(options: PriorTrain, command: str) -> None:
         def callback(progress: TrainingProgress) -> None:
             show_training(display, progress)
             stop_if(interrupted, options.out)
+            if progress.fraction >= 1:
+                # The last step is saved; measuring its quality can take long, and asks nobody.
+                interrupted.leave_at_once()
 
         _, quality = train_prior(
             images.all_images_uint8(),
@@ -132,6 +137,9 @@ def show(options: PriorShow) -> None:
     require_seed(options.seed, "--seed")
     folder = EMBEDDED_FOLDER if options.prior == EMBEDDED else Path(options.prior)
     generator = load_generator(folder)
+    count = options.rows * SAMPLES_A_ROW
+    needed = outputs_bytes(generator, (1, *generator.latent_shape)) * count
+    require_room(needed, "a picture", "--rows", ConfigError)
     card = load_card(folder)
     out = Path(options.out or f"{folder.resolve().name}-samples.png")
     save_sample_grid(generator, out, rows=options.rows, seed=options.seed)

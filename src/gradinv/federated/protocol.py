@@ -11,6 +11,7 @@ from gradinv.errors import ConfigError
 from gradinv.federated.loss import Loss, parse_loss
 from gradinv.federated.optimizer import LocalOptimizer, parse_optimizer
 from gradinv.models.batchnorm import Mode
+from gradinv.room import require_room
 
 BnReveal = Literal["none", "running", "exact"]
 
@@ -112,8 +113,14 @@ class FedAvg:
         Nothing is drawn where the whole batch makes one step.
 
         Raises:
-            ConfigError: there is an order to draw and no generator to draw it from.
+            ConfigError: there is an order to draw and no generator to draw it from, or it cannot
+                fit into memory.
         """
+        needed = self.steps(count) * _STEP_BYTES
+        if self.splits(count):
+            needed += self.local_epochs * count * _INDEX_BYTES
+        lower = "the local epochs (--local-epochs)"
+        require_room(needed, "an order of local steps", lower, ConfigError)
         if not self.splits(count):
             return (tuple(range(count)),) * self.local_epochs
         if generator is None:
@@ -154,6 +161,9 @@ class FedAvg:
 
 Protocol = FedSGD | FedAvg
 """Every kind of local training."""
+
+# Of a tuple of a local step's images in a longer one; the numbers in it are shared, or their own.
+_STEP_BYTES, _INDEX_BYTES = 8, 8
 
 PROTOCOLS: dict[str, type[FedSGD] | type[FedAvg]] = {"fedsgd": FedSGD, "fedavg": FedAvg}
 """By the names that files and the command line have."""

@@ -15,6 +15,7 @@ from gradinv.environment import revision, versions
 from gradinv.errors import ConfigError, PriorError
 from gradinv.files import load_tensors, save_tensors, write_json
 from gradinv.metalearning.costs import Executor, LocalCosts, PooledCosts, Problem
+from gradinv.metalearning.footprint import require_learning_fits
 from gradinv.metalearning.learner import Learner, LearningConfig, StepResult
 from gradinv.metalearning.tasks import TaskSet
 from gradinv.models.weights import fingerprint
@@ -85,7 +86,7 @@ def learn_prior(
 
     Raises:
         ConfigError: other settings, updates or another start than those in ``out``, or a prior
-            there that was not learned.
+            there that was not learned; or what cannot fit into memory.
         PriorError: the start makes images of another shape than the updates'.
     """
     if tuple(start.image_shape) != tuple(tasks.image_shape):
@@ -94,6 +95,7 @@ def learn_prior(
             f"got {tuple(start.image_shape)}; start from an untrained one, or another prior"
         )
     device = device or torch.device("cpu")
+    require_learning_fits(tasks, start, config, device)
     problem = Problem(tasks, config.tv, str(device))
     costs = LocalCosts(problem) if executor is None else PooledCosts(problem, executor)
     learner = Learner(Whitened.of(start).to(device), tasks, costs, config)

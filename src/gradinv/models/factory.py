@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gradinv.errors import ModelError
 from gradinv.models.convnet import ConvNet
-from gradinv.models.footprint import on_meta, outputs_bytes, weights_bytes
+from gradinv.models.footprint import on_meta, required_bytes
 from gradinv.models.leakynet import LeakyNet
 from gradinv.models.lenet import LeNet
 from gradinv.models.outputs import logits_in
@@ -108,8 +108,8 @@ def _require_room(spec: str, arguments: dict[str, int]) -> None:
     size = arguments["image_size"]
     try:
         ghost = on_meta(MODELS[spec], **arguments)
-        needed = weights_bytes(ghost)
-        needed += outputs_bytes(ghost, (1, arguments["channels"], size, size))
+        # With the update and the gradient that is compared with it, as for any batch.
+        needed = required_bytes(ghost, (1, arguments["channels"], size, size))
     except (RuntimeError, TypeError, OverflowError) as error:
         # The number of elements does not fit into 64 bits.
         raise ModelError(

@@ -28,11 +28,20 @@ def weights_bytes(model: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in tensors)
 
 
+def _ghost(model: nn.Module) -> nn.Module:
+    """Returns a copy on the meta device, without one in memory on the way there."""
+    tensors: dict[int, Any] = {id(value): value.to("meta") for value in model.buffers()}
+    for value in model.parameters():
+        tensors[id(value)] = nn.Parameter(value.detach().to("meta"), requires_grad=False)
+    # What deepcopy has seen already it takes from here.
+    return copy.deepcopy(model, tensors).to("meta")
+
+
 def outputs_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Returns the bytes of what the layers put out for images of a shape.
 
-    A foreign network may do what the meta device cannot, such as to look at a value; of that one
-    only the images count.
+    A foreign network may do what the meta device cannot, such as to look at a value, or refuse to
+    be copied; of that one only the images count.
     """
     total = 4 * math.prod(shape)
     sizes: list[int] = []
@@ -41,16 +50,22 @@ def outputs_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
         if isinstance(output, Tensor):
             sizes.append(output.numel() * output.element_size())
 
-    ghost = copy.deepcopy(model).to("meta")
-    for layer in ghost.modules():
-        if not any(True for _ in layer.children()):
-            layer.register_forward_hook(add)
     try:
+        ghost = _ghost(model)
+        for layer in ghost.modules():
+            if not any(True for _ in layer.children()):
+                layer.register_forward_hook(add)
         with torch.no_grad():
             ghost(torch.empty(shape, device="meta"))
     except Exception:  # foreign code, which may raise anything; real images tell it in time
         return total
     return total + sum(sizes)
+
+
+def required_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Returns the bytes that an attack on a batch of a shape needs at least: with one restart."""
+    needed = _COPIES_OF_WEIGHTS * weights_bytes(model)
+    return needed + _COPIES_OF_OUTPUTS * outputs_bytes(model, shape)
 
 
 def require_fits(
@@ -62,7 +77,8 @@ def require_fits(
 ) -> None:
     """Checks that an attack on a batch can fit into memory.
 
-    A lower bound: one restart. On a graphics card its memory counts.
+    A lower bound: one restart (:mod:`gradinv.attacks.footprint` counts all of them). On a graphics
+    card its memory counts.
 
     Args:
         model: the network.
@@ -73,8 +89,7 @@ def require_fits(
     Raises:
         GradinvError: of that class; it cannot.
     """
-    needed = _COPIES_OF_WEIGHTS * weights_bytes(model)
-    needed += _COPIES_OF_OUTPUTS * outputs_bytes(model, shape)
+    needed = required_bytes(model, shape)
     there, whose = memory_of(next(model.parameters()).device)
     require_room(needed, "a batch", lower, error, there=there, whose=whose)
 

@@ -9,10 +9,13 @@ from PIL import Image
 from gradinv.files import write_bytes
 from gradinv.priors.generator import Generator
 
+SAMPLES_A_ROW = 8
+"""Columns of a grid, unless another number is asked for."""
+
 
 @torch.no_grad()
 def save_sample_grid(
-    generator: Generator, path: Path, *, rows: int = 8, columns: int = 8, seed: int = 0
+    generator: Generator, path: Path, *, rows: int = 8, columns: int = SAMPLES_A_ROW, seed: int = 0
 ) -> None:
     """Writes a PNG of ``rows`` x ``columns`` samples; the same seed shows the same latents.
 

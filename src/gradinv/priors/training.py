@@ -114,6 +114,9 @@ def train_prior(
             })  # fmt: skip
             _checkpoint(trainer, out, settings, log, unfinished)
             last_checkpoint = time.perf_counter()
+        elif done() >= 1:
+            # Its quality is still to be measured, which may be left.
+            _checkpoint(trainer, out, settings, log, unfinished)
         if callback is not None:
             speed = (trainer.step_count - started_step) * config.batch_size / (now - started)
             progress = TrainingProgress(

@@ -12,6 +12,7 @@ from gradinv.evaluation.candidates.scores import (
     affordable,
     affordable_note,
     candidate_result,
+    search_bytes,
 )
 from gradinv.evaluation.candidates.search import (
     CandidateScore,
@@ -31,6 +32,7 @@ __all__ = [
     "affordable_note",
     "candidate_lists",
     "candidate_result",
+    "search_bytes",
     "search_candidates",
     "trials_for",
 ]

@@ -1,5 +1,7 @@
 """All that candidate search says of one update: ranks, posteriors, control and ceilings."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +130,23 @@ def candidate_result(
         refusal=reason,
         sigma_needed=excluding_sigma(several, rounds=rounds, seed=seed) if several else None,
     )
+
+
+def search_bytes(model: nn.Module, image_shape: tuple[int, int, int], counts: Sequence[int]) -> int:
+    """Returns the bytes that a candidate search holds at least.
+
+    All candidates' images; the updates of one place's, which are stacked for its ceiling; and the
+    Gram matrices of all places, with the three of one ceiling.
+
+    Args:
+        model: the network.
+        image_shape: (channel, height, width).
+        counts: candidates of each place.
+    """
+    images = 4 * math.prod(image_shape) * sum(counts)
+    most = max(counts)
+    size = sum(value.numel() * value.element_size() for value in model.parameters())
+    return images + 2 * most * size + 8 * (sum(count**2 for count in counts) + 3 * most**2)
 
 
 def affordable(model: nn.Module, asked: int) -> int:
