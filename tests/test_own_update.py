@@ -61,7 +61,13 @@ def case(request):
 
 
 def quality(update, model, batch):
-    found = gradinv.invert(update, model, attack="gi-x:steps=250", seed=0, progress=False)
+    found = gradinv.invert(
+        update,
+        model,
+        attack="gi-x:steps=250:lr=0.1:tv=0.01:signed=yes:schedule=step",
+        seed=0,
+        progress=False,
+    )
     return float(-10 * (found.images - batch.images).square().mean().log10())
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from benchmarks.tune import CHOICES
 from gradinv.attacks import PRESETS, preset
@@ -11,7 +12,7 @@ from gradinv.attacks.settings import Shown, Tuned, settings_of
 from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_victim
 
 UPDATES = {
-    Shown.WHOLE: ("none", "eval"),
+    Shown.SHALLOW: ("none", "eval"),
     Shown.PART: ("sparsify:0.5", "eval"),
     Shown.TRAIN: ("none", "train"),
     Shown.NOISE: ("sparsify:0.5+noise:0.1", "train"),
@@ -19,8 +20,8 @@ UPDATES = {
 
 
 def resolved(attack, kind):
-    defense, mode = UPDATES[kind]
-    model = tiny_victim().train(mode == "train")
+    defense, mode = UPDATES.get(kind, ("none", "eval"))
+    model = tiny_victim(norm=kind is not Shown.WHOLE).train(mode == "train")
     return attack.resolved(tiny_observation(model, tiny_batch(), defense=defense), model, None)
 
 
@@ -30,6 +31,13 @@ def test_an_update_gets_the_settings_of_its_kind(kind):
     given = preset(f"gi-x-unsigned:{own}")
     assert resolved(preset("gi-x"), kind).stages == given.stages
     assert resolved(preset("gi-x"), kind).name == "gi-x"
+
+
+def test_a_deep_network_is_none_of_few_layers():
+    deep = nn.Sequential(*[nn.BatchNorm2d(1) for _ in range(9)], tiny_victim(norm=False)).eval()
+    seen = tiny_observation(deep, tiny_batch())
+    assert Shown.of(seen, deep) is Shown.WHOLE
+    assert Shown.of(seen, deep[1:]) is Shown.SHALLOW
 
 
 def test_a_network_without_batch_norm_shows_a_whole_gradient_in_train_mode():

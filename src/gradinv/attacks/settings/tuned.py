@@ -1,7 +1,7 @@
 """Numbers that were found by tuning, kept as data beside where they come from.
 
 What suits an update that shows everything does not suit one that shows a part, or one that is full
-of noise: a server sees which of them it has, and takes the settings of that kind.
+of noise, or a deeper network: a server sees what it has, and takes the settings of that kind.
 """
 
 import tomllib
@@ -21,12 +21,16 @@ from gradinv.federated.observation import Observation
 from gradinv.models.batchnorm import batch_norm_layers
 from gradinv.priors.generator import Generator
 
+_SHALLOW = 8  # batch-norm layers: ConvNet has 6, ResNet18 20; nothing between them was tried
+
 
 class Shown(StrEnum):
     """What an update shows of the gradient; the values are the names in ``tuned.toml``."""
 
     WHOLE = "whole"
     """All of it."""
+    SHALLOW = "shallow"
+    """All of it, of a network of few layers with batch norm: total variation is needed least."""
     PART = "part"
     """What a sparsification left of it."""
     TRAIN = "train"
@@ -41,9 +45,11 @@ class Shown(StrEnum):
             return cls.NOISE
         if observation.sparsity_mask is not None:
             return cls.PART
-        if observation.protocol.mode == "train" and batch_norm_layers(model):
+        if not (layers := batch_norm_layers(model)):
+            return cls.WHOLE
+        if observation.protocol.mode == "train":
             return cls.TRAIN
-        return cls.WHOLE
+        return cls.SHALLOW if len(layers) <= _SHALLOW else cls.WHOLE
 
 
 @cache
