@@ -26,7 +26,7 @@ def needed(name: str, restarts: int, **settings) -> int:
 
 def more(name: str, restarts: int = 2) -> int:
     """Returns what one more restart takes beside its network passes."""
-    passes = weights_bytes(tiny_victim()) + 2 * outputs_bytes(tiny_victim(), SHAPE)
+    passes = weights_bytes(tiny_victim()) + outputs_bytes(tiny_victim(), SHAPE)
     return needed(name, restarts + 1) - needed(name, restarts) - passes
 
 
@@ -102,7 +102,7 @@ def test_what_cannot_fit_is_refused_at_once(settings, message):
 
 def test_processes_share_the_memory(monkeypatch):
     monkeypatch.setattr("gradinv.room.machine_bytes", lambda: GIB // 2)
-    attack = preset("gi-x").with_restarts(20_000)
+    attack = preset("gi-x").with_restarts(10_000)
     arguments = (attack, tiny_victim(), SHAPE)
     require_attack_fits(*arguments, classes=4, prior=None)
     with pytest.raises(ObservationError, match=r"an audit by 9 processes .* lower --workers, less"):

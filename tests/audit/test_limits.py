@@ -30,12 +30,10 @@ def test_the_dearest_attack_decides_how_many_processes_fit(monkeypatch):
 
 def test_processes_that_were_asked_for_are_refused_and_no_more_than_there_are_cells(monkeypatch):
     setup = prepare(config(restarts=1000, workers=10**9))  # two attack runs, two searches
-
-    def two_fit(room: int) -> bool:
-        give(monkeypatch, room)
-        return processes_that_fit(setup) == 2
-
-    needed = next(room for room in range(10**6, 10**9, 10**6) if two_fit(room))
+    needed = 10**6
+    while processes_that_fit(setup) != 2:
+        needed += 10**6
+        give(monkeypatch, needed)
     with pytest.raises(ConfigError, match=r"an audit by 4 processes that fits .* lower --workers"):
         require_audit_fits(setup)
     give(monkeypatch, 4 * needed)

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ import pytest
 
 from gradinv import __version__
 from gradinv.cli import dispatch, main
+from gradinv.cli.options import Report
 from gradinv.cli.stopping import Stopped, run_folder
 from gradinv.errors import DataError
 from tests.cli.words import changed
@@ -53,6 +55,22 @@ def test_ctrl_c_while_modules_are_imported_is_told_in_one_line():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 130
     assert done.stderr == "gradinv: stopped at once; the last checkpoints are kept\n"
+
+
+@pytest.mark.parametrize("then", ["pass", "raise RecursionError"])
+def test_ctrl_c_that_an_import_swallows_is_still_one(then, monkeypatch, capsys):
+    def parsed(_arguments):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            exec(then)
+        return Report("nowhere")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(dispatch, "parse", parsed)
+    assert main(["report", "nowhere"]) == 130
+    assert capsys.readouterr().err == "gradinv: stopped at once; the last checkpoints are kept\n"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ SMALL = "--channels 1 --batch-size 1 --model lenet"
     [
         ("--attack gi-x --restarts 100000", "an attack with gi-x"),
         ("--attack gi-x --attack dlg --restarts 100000", "an attack with gi-x"),
-        ("--attack dlg --restarts 1000", "an attack with dlg"),
+        ("--attack dlg --restarts 100000", "an attack with dlg"),
         ("--attack gi-z --prior prior --restarts 10000000", "an attack with gi-z"),
         ("--attack standard --restarts 10000000", "an attack with standard"),
         ("--attack gi-x --restarts 2000 --workers 4", "an audit by 4 processes"),

@@ -25,8 +25,10 @@ _FLOAT = 4
 _ADAM, _LBFGS = 4, 5
 # Of CMA-ES, in float64: the covariance and its eigenvectors.
 _MATRICES = 2 * 8
-# The pictures and dc/dx; a layer's output and its gradient.
-_PICTURES, _COPIES_OF_OUTPUTS = 2, 2
+# The pictures and dc/dx.
+_PICTURES = 2
+# What the engine's parts were measured to take at least; their size is its own, higher estimate.
+_PART = MEMORY // 2
 
 
 def attack_bytes(
@@ -54,8 +56,8 @@ def attack_bytes(
         step = weights_bytes(model) + outputs_bytes(model, (local, *shape[1:]))
         needed += (protocol.steps(shape[0]) - 1) * step
     if attack.restarts > 1:
-        each = weights_bytes(model) + _COPIES_OF_OUTPUTS * outputs_bytes(model, shape)
-        needed += min(MEMORY, (attack.restarts - 1) * each)
+        each = weights_bytes(model) + outputs_bytes(model, shape)
+        needed += min(_PART, (attack.restarts - 1) * each)
     restarts, most = attack.restarts, 0
     for stage in attack.stages:
         most = max(most, restarts * _stage_bytes(stage, shape, classes, prior))

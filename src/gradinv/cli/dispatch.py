@@ -5,10 +5,16 @@ once.
 """
 
 import shlex
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from gradinv.cli.options import (
+    AnyCommand,
     Audit,
     Data,
     Import,
@@ -20,7 +26,7 @@ from gradinv.cli.options import (
     Watch,
     parse,
 )
-from gradinv.cli.prior_options import PriorShow, PriorTrain
+from gradinv.cli.prior_options import PriorTrain
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -34,47 +40,86 @@ def run(arguments: Sequence[str]) -> None:
         Stopped: by Ctrl-C.
         GradinvError: wrong settings or inputs.
     """
-    match parse(arguments):
-        case Audit() as options:
+    with _importing():
+        command = _command(parse(arguments), arguments)
+    command()
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Hears Ctrl-C while modules are imported.
+
+    Some of them catch whatever is raised while they import others, and go on with half a module:
+    what they raise then, or do not raise, is still that Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: it was pressed.
+    """
+    pressed: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    usual = signal.default_int_handler
+    # Elsewhere nothing can be caught, and whoever ignores it wants that.
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is usual
+    if ours:
+        signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    except Exception:
+        if not pressed:
+            raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, usual)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _command(options: AnyCommand, arguments: Sequence[str]) -> Callable[[], None]:
+    """Imports what a command needs, and returns it with its options."""
+    match options:
+        case Audit():
             from gradinv.cli.audit import audit
 
-            audit(options)
-        case Invert() as options:
+            return partial(audit, options)
+        case Invert():
             from gradinv.cli.invert import invert_update
 
-            invert_update(options)
-        case Observe() as options:
+            return partial(invert_update, options)
+        case Observe():
             from gradinv.cli.observe import observe_update
 
-            observe_update(options)
-        case Import() as options:
+            return partial(observe_update, options)
+        case Import():
             from gradinv.cli.importing import import_update
 
-            import_update(options)
-        case Prior(command=PriorTrain() as command):
-            from gradinv.cli.prior import train
+            return partial(import_update, options)
+        case Prior():
+            from gradinv.cli.prior import show, train
 
-            train(command, _shareable(arguments))
-        case Prior(command=PriorShow() as command):
-            from gradinv.cli.prior import show
-
-            show(command)
-        case Data() as options:
+            if isinstance(options.command, PriorTrain):
+                return partial(train, options.command, _shareable(arguments))
+            return partial(show, options.command)
+        case Data():
             from gradinv.cli.data import check
 
-            check(options)
-        case LearnPrior() as options:
+            return partial(check, options)
+        case LearnPrior():
             from gradinv.cli.learn_prior import learn
 
-            learn(options, _shareable(arguments))
-        case Watch() as options:
+            return partial(learn, options, _shareable(arguments))
+        case Watch():
             from gradinv.cli.watch import watch_rounds
 
-            watch_rounds(options)
-        case Report() as options:
+            return partial(watch_rounds, options)
+        case Report():
             from gradinv.cli.audit import report_again
 
-            report_again(options)
+            return partial(report_again, options)
 
 
 def _shareable(arguments: Sequence[str]) -> str:
