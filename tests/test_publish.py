@@ -10,6 +10,7 @@ from benchmarks.publish import _specs
 from benchmarks.publish_defences import _least_noise, strongest
 from benchmarks.publish_noise import DRAWS, SIGMAS, measured
 from benchmarks.publish_standard import _named, _parts, figures_of
+from benchmarks.publish_tuned import gain
 from benchmarks.publish_verdict import Case, measure, parts, simulated
 from benchmarks.publish_verdict import figures_of as errors
 from benchmarks.utility import Training
@@ -48,6 +49,19 @@ def test_gain_and_time_ratio():
     assert figures["psnr_mean gi-x faces convnet"] == 11.0
     never = [row("standard", f, 11.9) for f in (1.0, 1 / 2, 1 / 3, 1 / 6)]
     assert figures_of([*rows, *never])["time_ratio faces convnet"] == 2.0
+
+
+def test_a_gain_is_of_differences_of_batches():
+    rows = [
+        {"attack": attack, "batch": batch, "psnr": psnr}
+        for attack, values in (("new", ((20.0, 22.0), (31.0,))), ("old", ((10.0, 12.0), (20.0,))))
+        for batch, images in enumerate(values)
+        for psnr in images
+    ]
+    found = gain(rows, "new", "old")
+    assert found["gain"] == 10.5
+    assert found["low"] < 10.5 < found["high"]
+    assert gain(rows, "old", "new")["gain"] == -10.5
 
 
 def test_a_mean_is_over_the_rows_that_are_meant():
