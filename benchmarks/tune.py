@@ -30,6 +30,7 @@ from torch import nn
 
 from benchmarks.results import ROOT, command_line, write_results
 from gradinv.attacks import Attack, invert, preset
+from gradinv.attacks.settings.text import SCHEDULES
 from gradinv.audit.plan import derive_seed
 from gradinv.data import ClientBatch, ImageSet, load_images
 from gradinv.evaluation.evaluate import evaluate
@@ -254,7 +255,8 @@ def present(name: str) -> dict[str, Any]:
     attack = preset(name)
     described = attack.describe()["stages"]
     suffixes = ["", "2"][: len(described)]
-    found: dict[str, Any] = {"schedule": "step", "restarts": attack.restarts}
+    (schedule,) = {word for word, own in SCHEDULES.items() if own == attack.stages[0].schedule}
+    found: dict[str, Any] = {"schedule": schedule, "restarts": attack.restarts}
     for suffix, stage in zip(suffixes, described, strict=True):
         found[f"lr{suffix}"] = stage["optimizer"]["lr"]
         found[f"tv{suffix}"] = stage["regularizers"][0]["weight"]
