@@ -10,7 +10,7 @@ from gradinv.errors import ConfigError, DataError, ObservationError, PriorError
 from gradinv.federated import Observation
 from gradinv.metalearning import LearningConfig
 from gradinv.models import fingerprint
-from gradinv.priors.training import TrainingConfig
+from gradinv.priors.gan import TrainingConfig
 
 TINY = TrainingConfig(base_channels=4, latent_dim=8, batch_size=4)
 SHORT = LearningConfig(steps=2, tasks=2)

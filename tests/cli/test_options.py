@@ -1,5 +1,6 @@
 import dataclasses
 import shlex
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -16,7 +17,7 @@ from gradinv.cli.options import (
 )
 from gradinv.cli.prior_options import PriorShow, PriorTrain
 from gradinv.errors import ConfigError
-from gradinv.priors.training import TrainingConfig
+from gradinv.priors.architectures import TRAINED
 
 # The contract of the command line: names and defaults that others rely on.
 CONTRACT = {
@@ -92,14 +93,42 @@ def test_the_other_commands():
     assert parse(["data", "check", "d", "--json"]) == Data("check", "d", json=True)
 
 
+def _defaults(text: str) -> dict[str, str]:
+    """Returns the default of each architecture that a hint such as "48; stylegan2 32" names."""
+    words = text.removeprefix("(default: ").removesuffix(")").split("; ")
+    named = [word.split(" ") for word in words]
+    return {parts[0] if len(parts) == 2 else "dcgan": parts[-1] for parts in named}
+
+
 def test_training_defaults_are_those_of_the_library():
     """They are repeated in the options, because torch is too slow to import for a help text."""
     own = PriorTrain(data="d", out="p")
+    said = get_type_hints(PriorTrain, include_extras=True)
     renamed = {"latent_dim": "latent"}
-    for setting in dataclasses.fields(TrainingConfig):
-        if setting.name not in {"ema", "precision"}:
+    for architecture, settings in TRAINED.items():
+        for setting in dataclasses.fields(settings):
             option = renamed.get(setting.name, setting.name)
-            assert getattr(own, option) == setting.default, option
+            if option in {"ema", "precision"}:
+                continue
+            default = getattr(own, option)
+            if default is None:
+                text = next(
+                    part.help_behavior_hint
+                    for part in said[option].__metadata__
+                    if hasattr(part, "help_behavior_hint")
+                )
+                # "48; stylegan2 32": of dcgan, and of others by name.
+                words = {"dcgan": "", **_defaults(text)}
+                default = words.get(architecture, words["dcgan"])
+                kind = type(setting.default)
+                assert kind(default) == setting.default, (architecture, option)
+            else:
+                assert default == setting.default, (architecture, option)
+
+
+def test_every_architecture_that_trains_can_be_named():
+    choices = get_args(get_type_hints(PriorTrain)["arch"])
+    assert set(choices) == set(TRAINED)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ from gradinv.models.wrappers import unwrapped_network
 from gradinv.priors import Generator
 from gradinv.priors.dcgan import untrained_dcgan
 from gradinv.priors.footprint import require_training_fits
-from gradinv.priors.training import TrainingConfig, TrainingProgress
+from gradinv.priors.gan import TrainingConfig
+from gradinv.priors.trainer import Settings
+from gradinv.priors.training import TrainingProgress
 from gradinv.priors.training import train_prior as train
 
 
@@ -52,15 +54,15 @@ def train_prior(
     *,
     minutes: float | int | None = None,
     steps: int | None = None,
-    config: TrainingConfig = TrainingConfig(),  # noqa: B008 -- a frozen value
+    config: Settings = TrainingConfig(),  # noqa: B008 -- a frozen value
     device: torch.device | str = "cpu",
     out: str | Path | None = None,
     progress: Progress = None,
 ) -> Generator:
-    """Trains a small generator on images like the client's, which a server may have.
+    """Trains a generator on images like the client's, which a server may have.
 
     >>> import gradinv, torch
-    >>> from gradinv.priors.training import TrainingConfig
+    >>> from gradinv.priors.gan import TrainingConfig
     >>> tiny = TrainingConfig(base_channels=4, latent_dim=8, batch_size=4)
     >>> gradinv.train_prior(torch.rand(16, 1, 32, 32), steps=1, config=tiny).latent_shape
     (8,)
@@ -69,7 +71,7 @@ def train_prior(
         images: in [0, 1], or bytes; 32 or 64 pixels high and wide.
         minutes: wall-clock bound; this or ``steps``.
         steps: bound on the steps; the same steps give the same weights.
-        config: everything else that changes the result.
+        config: which architecture, and everything else that changes the result.
         device: where to compute.
         out: folder to write the prior into, with its card and samples. The same call continues
             what was stopped. Nothing is left on disk by default.

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,11 +19,12 @@ from gradinv.files import output_folder
 from gradinv.models.footprint import outputs_bytes
 from gradinv.priors import EMBEDDED as EMBEDDED_FOLDER
 from gradinv.priors import load_generator
+from gradinv.priors.architectures import training_settings
 from gradinv.priors.footprint import require_training_fits
 from gradinv.priors.generator import load_card
 from gradinv.priors.samples import SAMPLES_A_ROW, save_sample_grid
+from gradinv.priors.trainer import Settings
 from gradinv.priors.training import (
-    TrainingConfig,
     TrainingProgress,
     fast_precision,
     train_prior,
@@ -53,6 +55,22 @@ def show_training(shown: WorkProgress, progress: TrainingProgress) -> None:
     shown.advance(fraction, detail)
 
 
+def _settings(options: PriorTrain, device: torch.device) -> Settings:
+    """Returns how to train: what was given, and the architecture's own numbers for the rest."""
+    names = (
+        "base_channels", "loss", "batch_size", "lr", "lr_discriminator", "r1", "reconstruction",
+        "adversarial", "mapping_layers", "mixing", "path_length", "flip", "seed",
+    )  # fmt: skip
+    given = {name: getattr(options, name) for name in names} | {
+        "latent_dim": options.latent,
+        "spectral_norm": None if options.spectral_norm else False,
+        "precision": fast_precision(device) if options.precision == "auto" else options.precision,
+    }
+    return training_settings(
+        options.arch, {name: value for name, value in given.items() if value is not None}
+    )
+
+
 def train(options: PriorTrain, command: str) -> None:
     """Trains a prior, or continues to.
 
@@ -74,21 +92,7 @@ def train(options: PriorTrain, command: str) -> None:
     if minutes is None and options.steps is None:
         minutes = DEFAULT_MINUTES
     device = resolve_device(options.device)
-    config = TrainingConfig(
-        base_channels=options.base_channels,
-        latent_dim=options.latent,
-        loss=options.loss,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        lr_discriminator=options.lr_discriminator,
-        r1=options.r1,
-        spectral_norm=options.spectral_norm,
-        reconstruction=options.reconstruction,
-        adversarial=options.adversarial,
-        flip=options.flip,
-        precision=fast_precision(device) if options.precision == "auto" else options.precision,
-        seed=options.seed,
-    )
+    config = _settings(options, device)
     images = load_images(
         Path(options.data), image_size=options.image_size, channels=options.channels
     )

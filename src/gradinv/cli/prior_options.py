@@ -20,15 +20,15 @@ class PriorTrain:
     """Training images: a folder of class folders, or an IDX image file."""
     out: Annotated[str, arg(metavar="PRIOR")]
     """The prior's folder."""
-    arch: Literal["dcgan"] = "dcgan"
+    arch: Literal["dcgan", "stylegan2"] = "dcgan"
     """Architecture of the generator."""
     image_size: int = 32
     """Side of the images in pixels: 32 or 64."""
     channels: Annotated[int | None, hint("3 for a folder, 1 for IDX", "{1,3}")] = None
     """Colour channels."""
-    base_channels: int = 48
-    """Width of generator and discriminator."""
-    latent: int = 128
+    base_channels: Annotated[int | None, hint("48; stylegan2 32", "N")] = None
+    """Width of the networks at the image's size."""
+    latent: Annotated[int | None, hint("128; stylegan2 256", "N")] = None
     """Length of the latent vector z."""
     minutes: Annotated[float | None, hint("30, unless --steps is given", "M")] = None
     """Train for that long in minutes, over all sessions together."""
@@ -36,20 +36,29 @@ class PriorTrain:
     """Train for that many steps, over all sessions together."""
     batch_size: int = 64
     """Images in a step; a multiple of 4."""
-    loss: Literal["hinge", "non-saturating"] = "hinge"
-    """Loss of the two networks."""
-    lr: float = 1e-3
-    """Step size of the generator's Adam."""
-    lr_discriminator: float = 4e-4
-    """Step size of the discriminator's Adam."""
-    r1: float = 0.0
+    loss: Annotated[
+        Literal["hinge", "non-saturating"] | None, hint("hinge", "{hinge,non-saturating}")
+    ] = None
+    """Loss of the two networks (dcgan)."""
+    lr: Annotated[float | None, hint("1e-3; stylegan2 2e-3", "RATE")] = None
+    """Step size of Adam for the generator."""
+    lr_discriminator: Annotated[float | None, hint("4e-4; stylegan2 2e-3", "RATE")] = None
+    """Step size of Adam for the discriminator."""
+    r1: Annotated[float | None, hint("0; stylegan2 0.1", "WEIGHT")] = None
     """Weight of the R1 penalty; 0 for none."""
     spectral_norm: bool = True
-    """Leave out the discriminator's spectral normalisation (then use --r1)."""
-    reconstruction: float = 0.1
-    """Pixel deviation (of 1) in the likelihood of the VAE that shares the generator; 0 for none."""
-    adversarial: float = 0.02
-    """Weight of the adversarial loss beside the VAE's."""
+    """Leave out the discriminator's spectral normalisation (dcgan; then use --r1)."""
+    reconstruction: Annotated[float | None, hint("0.1", "DEVIATION")] = None
+    """Pixel deviation (of 1) in the likelihood of the VAE that shares dcgan's generator; 0 for
+    none."""
+    adversarial: Annotated[float | None, hint("0.02", "WEIGHT")] = None
+    """Weight of the adversarial loss beside the VAE's (dcgan)."""
+    mapping_layers: Annotated[int | None, hint("4", "N")] = None
+    """Layers from z to the styles (stylegan2)."""
+    mixing: Annotated[float | None, hint("0.9", "SHARE")] = None
+    """Share of the training images with the styles of two latents (stylegan2)."""
+    path_length: Annotated[float | None, hint("0", "WEIGHT")] = None
+    """Weight of the path length penalty (stylegan2); 0 for none."""
     flip: bool = False
     """Mirror half of the images."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

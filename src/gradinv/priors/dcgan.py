@@ -9,7 +9,6 @@ channel (Karras et al. 2018).
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from gradinv.errors import PriorError
-from gradinv.models.footprint import on_meta, weights_bytes
+from gradinv.models.footprint import weights_bytes
+from gradinv.priors.footprint import without_memory
 from gradinv.priors.generator import Block, Generator, register
 from gradinv.room import require_room
 
@@ -235,21 +235,6 @@ def require_generator_fits(
     )
     lower = "--base-channels, --latent or --image-size"
     require_room(weights_bytes(ghost), "a prior", lower, PriorError)
-
-
-def without_memory(kind: Callable[..., nn.Module], **sizes: int) -> nn.Module:
-    """Returns a network without memory.
-
-    Raises:
-        PriorError: the number of its elements does not fit into 64 bits.
-    """
-    try:
-        return on_meta(kind, **sizes)
-    except (RuntimeError, OverflowError) as error:
-        asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise PriorError(
-            f"expected a prior whose size can be counted, got one of {asked}; lower them"
-        ) from error
 
 
 def untrained_dcgan(

@@ -3,16 +3,18 @@
 import math
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from gradinv.errors import ConfigError, DataError, PriorError
+from gradinv.errors import ConfigError, PriorError
 from gradinv.priors.augment import augment, flip
 from gradinv.priors.dcgan import DCGAN, Discriminator, Encoder
+from gradinv.priors.footprint import training_bytes, without_memory
+from gradinv.priors.trainer import require_images, update_average
 from gradinv.seeds import require_seed
 from gradinv.state import load_optimizer_tensors, optimizer_tensors, take_prefix, with_prefix
 
@@ -59,6 +61,7 @@ class TrainingConfig:
     flip: bool = False
     precision: Literal["bf16", "fp32"] = "fp32"
     seed: int = 0
+    architecture: ClassVar[str] = "dcgan"
 
     def __post_init__(self) -> None:
         for name in ("base_channels", "latent_dim", "batch_size"):
@@ -78,6 +81,26 @@ class TrainingConfig:
                 )
         require_seed(self.seed)
 
+    def sizes(self, image_shape: tuple[int, int, int]) -> dict[str, int]:
+        """Returns the sizes that all networks of a training share."""
+        channels, image_size, _ = image_shape
+        return {
+            "image_size": image_size, "channels": channels, "base_channels": self.base_channels,
+        }  # fmt: skip
+
+    def footprint(self, image_shape: tuple[int, int, int]) -> int:
+        """Returns the bytes that a training takes at least."""
+        sizes = self.sizes(image_shape)
+        generator = without_memory(DCGAN, **sizes, latent_dim=self.latent_dim)
+        judge = without_memory(Discriminator, **sizes, spectral_norm=False)
+        return training_bytes(generator, judge, (self.batch_size, *image_shape))
+
+    def trainer(
+        self, images: UInt8[Tensor, "n channel height width"], device: torch.device
+    ) -> "GanTrainer":
+        """Returns a new training."""
+        return GanTrainer(images, self, device)
+
 
 class GanTrainer:
     """State of one training and its step.
@@ -86,6 +109,10 @@ class GanTrainer:
         images: (n, channel, height, width) in 0..255, on any device.
         config: how to train.
         device: where to train.
+
+    Raises:
+        ConfigError: a batch size that does not divide by 4.
+        DataError: fewer images than a batch.
     """
 
     def __init__(
@@ -94,22 +121,12 @@ class GanTrainer:
         config: TrainingConfig,
         device: torch.device,
     ) -> None:
-        if config.batch_size % 4:
-            raise ConfigError(
-                f"expected a batch size that divides by 4, got {config.batch_size}; choose 64"
-            )
-        if len(images) < config.batch_size:
-            raise DataError(
-                f"expected at least {config.batch_size} images to train a prior, "
-                f"got {len(images)}; use a larger folder"
-            )
+        require_images(images, config.batch_size)
         self.images = images.to(device)
         self.config = config
         self.device = device
-        _, channels, image_size, _ = images.shape
-        architecture = {
-            "image_size": image_size, "channels": channels, "base_channels": config.base_channels,
-        }  # fmt: skip
+        _, channels, height, width = images.shape
+        architecture = config.sizes((channels, height, width))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.generator = DCGAN(**architecture, latent_dim=config.latent_dim).to(device)
@@ -207,7 +224,7 @@ class GanTrainer:
         self.generator_optimizer.step()
         self.discriminator.requires_grad_(True)
 
-        self._update_average()
+        update_average(self.average, self.generator, decay=self.config.ema, step=self.step_count)
         self.step_count += 1
         self.seconds += time.perf_counter() - started
         if not (abs(generator_loss) < 1e6 and abs(discriminator_loss) < 1e6):
@@ -216,18 +233,6 @@ class GanTrainer:
                 f"{self.step_count}; lower the learning rate or use another seed"
             )
         return generator_loss, discriminator_loss
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        # A young average forgets faster, or the initial weights would stay in it.
-        decay = min(self.config.ema, (1 + self.step_count) / (10 + self.step_count))
-        for average, current in zip(
-            self.average.state_dict().values(), self.generator.state_dict().values(), strict=True
-        ):
-            if average.is_floating_point():
-                average.lerp_(current, 1 - decay)
-            else:
-                average.copy_(current)
 
     def state(self) -> dict[str, Tensor]:
         """Returns all tensors that the next step depends on."""

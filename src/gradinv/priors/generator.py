@@ -33,10 +33,12 @@ class Generator(nn.Module):
     Attributes:
         latent_shape: shape of one latent.
         image_shape: (channel, height, width) of one image.
+        default_space: the latents that attacks search when nobody asks for others.
     """
 
     latent_shape: tuple[int, ...]
     image_shape: tuple[int, int, int]
+    default_space: str = "z"
 
     def forward(
         self, z: Float[Tensor, "batch *latent"]
@@ -56,6 +58,19 @@ class Generator(nn.Module):
         raise PriorError(
             f"expected a generator of successive layers, got {type(self).__name__}, which names "
             "none; define blocks(), or use an attack that does not search features: gi-z/w"
+        )
+
+    def latent_space(self, name: str) -> "Generator":
+        """Returns the generator from other latents than z, for example from the layers' styles.
+
+        Raises:
+            PriorError: the generator has no such latents.
+        """
+        if name == "z":
+            return self
+        raise PriorError(
+            f"expected latents that {type(self).__name__} has, z, got '{name}'; leave it out "
+            "or take a prior with layered latents: gradinv prior train --arch stylegan2"
         )
 
     def config(self) -> dict[str, Any]:

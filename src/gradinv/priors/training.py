@@ -14,10 +14,10 @@ from torch import Tensor
 from gradinv.environment import revision, versions
 from gradinv.errors import ConfigError
 from gradinv.files import load_tensors, save_tensors, write_json
-from gradinv.priors.gan import GanTrainer, TrainingConfig
 from gradinv.priors.generator import Generator, require_no_prior, save_generator
 from gradinv.priors.quality import Quality, measure_quality
 from gradinv.priors.samples import save_sample_grid
+from gradinv.priors.trainer import Settings, Trainer
 
 CHECKPOINT = Path("training") / "checkpoint.safetensors"
 LOG = Path("training") / "log.json"
@@ -56,7 +56,7 @@ def train_prior(
     images: UInt8[Tensor, "n channel height width"],
     *,
     out: Path,
-    config: TrainingConfig,
+    config: Settings,
     minutes: float | None = None,
     steps: int | None = None,
     device: torch.device | None = None,
@@ -65,7 +65,7 @@ def train_prior(
     checkpoint_seconds: float = 60.0,
     callback: Callable[[TrainingProgress], None] | None = None,
 ) -> tuple[Generator, Quality]:
-    """Trains a DCGAN and saves it as a prior; continues where an earlier call in ``out`` stopped.
+    """Trains a generator and saves it as a prior; continues where a call in ``out`` stopped.
 
     ``out`` holds a usable prior from the first checkpoint on. Bounded by ``steps``, an interrupted
     training ends at the same weights as one that was not.
@@ -73,7 +73,7 @@ def train_prior(
     Args:
         images: training images, 0..255.
         out: the prior's folder.
-        config: how to train; must be the same when continuing.
+        config: how to train which architecture; must be the same when continuing.
         minutes: wall-clock bound over all calls.
         steps: bound in steps; exactly one of the two must be given.
         device: where to train; the CPU by default.
@@ -94,8 +94,8 @@ def train_prior(
     if (minutes is None) == (steps is None):
         raise ConfigError("expected either minutes or steps, got both or none; give one of them")
     out = Path(out)
-    trainer = GanTrainer(images, config, device or torch.device("cpu"))
-    settings = _settings(trainer)
+    trainer = config.trainer(images, device or torch.device("cpu"))
+    settings = _settings(config, trainer)
     log: list[dict[str, Any]] = _resume(trainer, out, settings)
     started_step, started = trainer.step_count, time.perf_counter()
     last_checkpoint = started
@@ -128,14 +128,14 @@ def train_prior(
             except BaseException:
                 _checkpoint(trainer, out, settings, log, unfinished)
                 raise
-    sample = trainer.images[_spread(len(images), 2000).to(trainer.device)].float() / 255
+    sample = trainer.images[_spread(len(images), 2000).to(trainer.images.device)].float() / 255
     quality = measure_quality(trainer.average, sample)
     card = {
         "state": "finished",
         "data": data_name,
         "images": len(images),
         "command": command,
-        "config": asdict(config),
+        "config": {"architecture": config.architecture, **asdict(config)},
         "steps": trainer.step_count,
         "seconds": round(trainer.seconds, 1),
         "revision": revision(),
@@ -151,22 +151,23 @@ def _spread(n: int, count: int) -> Tensor:
     return torch.linspace(0, n - 1, min(n, count)).long()
 
 
-def _settings(trainer: GanTrainer) -> dict[str, Any]:
+def _settings(config: Settings, trainer: Trainer) -> dict[str, Any]:
     """Returns what a training depends on, under the words that an error calls it by."""
     return {
-        **asdict(trainer.config),
+        "architecture": config.architecture,
+        **asdict(config),
         "images": list(trainer.images.shape),
         _CONTENT: hashlib.sha256(trainer.images.cpu().contiguous().numpy().data).hexdigest()[:16],
     }
 
 
-def _resume(trainer: GanTrainer, out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def _resume(trainer: Trainer, out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     if not (out / CHECKPOINT).is_file():
         require_no_prior(out, CHECKPOINT)
         return []
     tensors, header = load_tensors(out / CHECKPOINT, what="a training checkpoint")
-    # Checkpoints from before there was a digest continue, and get one.
-    theirs = {_CONTENT: settings[_CONTENT], **header["config"]}
+    # Checkpoints from before there was a digest, or another architecture, continue and get both.
+    theirs = {_CONTENT: settings[_CONTENT], "architecture": "dcgan", **header["config"]}
     names = dict.fromkeys([*settings, *theirs])
     differing = [name for name in names if theirs.get(name) != settings.get(name)]
     if differing:
@@ -179,7 +180,7 @@ def _resume(trainer: GanTrainer, out: Path, settings: dict[str, Any]) -> list[di
 
 
 def _checkpoint(
-    trainer: GanTrainer,
+    trainer: Trainer,
     out: Path,
     settings: dict[str, Any],
     log: list[dict[str, Any]],
