@@ -96,6 +96,9 @@ class Attack:
             label are put in the order of the best restart first, and the mean must match no worse
             than the worst of the restarts. The best restart alone when None.
         tensors: match only this many tensors of largest norm; all when None.
+        latents: which latents of the prior its stages search, by the names of
+            :meth:`gradinv.priors.generator.Generator.latent_space`; the prior's own choice when
+            None: z, and for StyleGAN2 w+, one style for each layer (Jeon et al. 2021, section 5).
         fedavg: for updates of several local steps: "simulate" them and differentiate through all
             of them, or "approximate" the update by one gradient at the weights that were sent out.
             Nothing depends on it where the client made a single step.
@@ -113,6 +116,7 @@ class Attack:
     best_stage: bool = False
     averaged: float | None = None
     tensors: int | None = None
+    latents: str | None = None
     fedavg: LocalTraining = "simulate"
     way: Way = "auto"
     reference: str = ""

@@ -129,7 +129,8 @@ def scene_of(
         clues: what the last layer gives away.
 
     Raises:
-        PriorError: the prior makes images of another shape, or is in train mode.
+        PriorError: the prior makes images of another shape, is in train mode, or does not have the
+            latents that the attack asks for.
     """
     weight = next(model.parameters())
     mean, std = pixel_units(model, observation.image_shape, weight.detach())
@@ -143,6 +144,7 @@ def scene_of(
             raise PriorError("expected the prior in eval mode, got train mode; call prior.eval()")
         same = all(value.dtype == weight.dtype for value in prior.parameters())
         prior = (prior if same else copy.deepcopy(prior)).to(weight.device, weight.dtype)
+        prior = prior.latent_space(attack.latents or prior.default_space)
     scene = Scene(
         observation.batch_size,
         observation.image_shape,

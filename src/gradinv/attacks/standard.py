@@ -117,6 +117,7 @@ class Standard(Attack):
             self.distance,
             restarts=restarts,
             averaged=self.averaged,
+            latents=self.latents,
             fedavg=self.fedavg,
             reference=self.reference,
         )

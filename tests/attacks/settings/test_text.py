@@ -36,6 +36,8 @@ def test_signs_are_set_for_all_stages():
 def test_any_attack_can_average_over_its_starts():
     assert preset("gi-x:averaged=3").averaged == 3
     assert preset("gi-x:averaged=3:averaged=no").averaged is None
+    assert preset("gi-z:latents=w+:tv=0.1").latents == "w+"
+    assert preset("gi-z").latents is None
     for wrong in ("0.5", "1,2", "inf", "nan"):
         with pytest.raises(
             ConfigError, match=r"one factor of at least 1 on the best matching cost"

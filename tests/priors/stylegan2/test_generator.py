@@ -13,13 +13,8 @@ from gradinv.priors.stylegan2.generator import widths
 
 def tiny(**settings: Any) -> Any:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "image_size": 16,
-        "base_channels": 4,
-        "latent_dim": 6,
-        "mapping_layers": 2,
-    }
-    generator = StyleGAN2(**({"mapping_layers": 2} | sizes | settings)).eval()
+    sizes: dict[str, Any] = {"image_size": 16, "base_channels": 4, "latent_dim": 6}
+    generator = StyleGAN2(**{"mapping_layers": 2, **sizes, **settings}).eval()
     for name, parameter in generator.named_parameters():
         if name.endswith("strength"):
             torch.nn.init.constant_(parameter, 0.3)

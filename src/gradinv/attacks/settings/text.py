@@ -26,8 +26,9 @@ def with_settings(attack: Attack, text: str) -> Attack:
     ``lr`` (learning rate), ``steps``. One for the attack: ``restarts``; ``averaged`` (``no``, or
     how many times worse than the best a restart may match that takes part in the mean);
     ``schedule`` (``step``, ``cosine`` or ``constant``); ``signed`` (``yes`` or ``no``: whether Adam
-    gets the sign of the gradient); ``distance``. No TV weight suits every network, defence and data
-    set, and the best cannot be known without them; that is why it can be set.
+    gets the sign of the gradient); ``latents`` (``z``, or what else the prior has: ``w``, ``w+``
+    and ``w+n`` of StyleGAN2); ``distance``. No TV weight suits every network, defence and data set,
+    and the best cannot be known without them; that is why it can be set.
 
     ``fedavg=approximate`` takes an update of several local steps for one gradient.
     ``way=frozen-pattern`` computes dc/dx by a difference quotient that is right within about one
@@ -52,6 +53,8 @@ def _with_each(text: str, attack: Attack) -> Attack:
         elif key in _WORDS:
             words, change = _WORDS[key]
             attack = change(attack, _word(key, value, words))
+        elif key == "latents" and value:
+            attack = replace(attack, latents=value)
         elif key == "averaged" and value == "no":
             attack = replace(attack, averaged=None)
         elif key in _NUMBERS and (numbers := _numbers(value)):
