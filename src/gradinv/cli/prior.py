@@ -59,7 +59,7 @@ def _settings(options: PriorTrain, device: torch.device) -> Settings:
     """Returns how to train: what was given, and the architecture's own numbers for the rest."""
     names = (
         "base_channels", "loss", "batch_size", "lr", "lr_discriminator", "r1", "reconstruction",
-        "adversarial", "mapping_layers", "mixing", "path_length", "flip", "seed",
+        "adversarial", "mapping_layers", "mixing", "path_length", "warmup", "flip", "seed",
     )  # fmt: skip
     given = {name: getattr(options, name) for name in names} | {
         "latent_dim": options.latent,

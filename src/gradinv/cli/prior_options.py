@@ -20,7 +20,7 @@ class PriorTrain:
     """Training images: a folder of class folders, or an IDX image file."""
     out: Annotated[str, arg(metavar="PRIOR")]
     """The prior's folder."""
-    arch: Literal["dcgan", "stylegan2"] = "dcgan"
+    arch: Literal["dcgan", "stylegan2", "flow"] = "dcgan"
     """Architecture of the generator."""
     image_size: int = 32
     """Side of the images in pixels: 32 or 64."""
@@ -57,6 +57,8 @@ class PriorTrain:
     """Layers from z to the styles (stylegan2)."""
     mixing: Annotated[float | None, hint("0.9", "SHARE")] = None
     """Share of the training images with the styles of two latents (stylegan2)."""
+    warmup: Annotated[int | None, hint("200", "STEPS")] = None
+    """Steps over which the step size rises (flow)."""
     path_length: Annotated[float | None, hint("0", "WEIGHT")] = None
     """Weight of the path length penalty (stylegan2); 0 for none."""
     flip: bool = False

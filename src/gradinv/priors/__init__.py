@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from gradinv.priors import dcgan as dcgan  # registers the architecture
+from gradinv.priors import flow as flow
 from gradinv.priors import stylegan2 as stylegan2  # and so do these
 from gradinv.priors import whitened as whitened
 from gradinv.priors.generator import Adapted, Generator, load_generator, prior_named

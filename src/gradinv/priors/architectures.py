@@ -5,12 +5,13 @@ from dataclasses import fields
 from typing import Any
 
 from gradinv.errors import ConfigError
+from gradinv.priors.flow import FlowConfig
 from gradinv.priors.gan import TrainingConfig
 from gradinv.priors.stylegan2 import StyleGAN2Config
 from gradinv.priors.trainer import Settings
 
 TRAINED: Mapping[str, type[Settings]] = {
-    settings.architecture: settings for settings in (TrainingConfig, StyleGAN2Config)
+    settings.architecture: settings for settings in (TrainingConfig, StyleGAN2Config, FlowConfig)
 }
 
 
