@@ -48,7 +48,7 @@ def test_cost_and_gradient_are_those_of_double_precision(name, mode, protocol, w
 
 
 @pytest.mark.parametrize("attack", ["gi-x:steps=20", "gi-x:steps=20:restarts=2"])
-def test_an_attack_lowers_the_cost_and_repeats(attack):
+def test_an_attack_lowers_the_cost(attack):
     model = network("convnet").cuda()
     update = observe(model, batch_of(4))
     first = invert(update, model, preset(attack), seed=1)
