@@ -125,9 +125,7 @@ def test_settings_that_cannot_be():
         trainer(batch_size=32)
     with pytest.raises(PriorError, match=r"^expected an image size that is a multiple of 4 and an"):
         FlowPrior(image_size=30)
-    with pytest.raises(
-        PriorError, match=r"as whole numbers above 0, got image_size 32, chan"
-    ):
+    with pytest.raises(PriorError, match=r"as whole numbers above 0, got image_size 32, chan"):
         FlowPrior(channels=0)
 
 
