@@ -1,6 +1,5 @@
 """One training of a DCGAN that shares its generator with a VAE: its settings, state and step."""
 
-import math
 import time
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,12 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from gradinv.errors import ConfigError, PriorError
-from gradinv.priors.augment import augment, flip
+from gradinv.errors import PriorError
+from gradinv.priors.augment import augment
 from gradinv.priors.dcgan import DCGAN, Discriminator, Encoder
 from gradinv.priors.footprint import training_bytes, without_memory
-from gradinv.priors.trainer import require_images, update_average
-from gradinv.seeds import require_seed
+from gradinv.priors.trainer import draw_images, require_images, require_settings, update_average
 from gradinv.state import load_optimizer_tensors, optimizer_tensors, take_prefix, with_prefix
 
 
@@ -64,22 +62,12 @@ class TrainingConfig:
     architecture: ClassVar[str] = "dcgan"
 
     def __post_init__(self) -> None:
-        for name in ("base_channels", "latent_dim", "batch_size"):
-            if not (value := getattr(self, name)) >= 1:
-                raise ConfigError(f"expected {name} of at least 1, got {value}; raise it")
-        for name in ("lr", "lr_discriminator"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise ConfigError(
-                    f"expected {name} above 0 and finite, got {value}; choose another"
-                )
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"expected ema in [0, 1), got {self.ema}; try 0.999")
-        for name in ("r1", "reconstruction", "adversarial"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise ConfigError(
-                    f"expected {name} of at least 0 and finite, got {value}; use 0 for none"
-                )
-        require_seed(self.seed)
+        require_settings(
+            self,
+            counts=("base_channels", "latent_dim", "batch_size"),
+            rates=("lr", "lr_discriminator"),
+            weights=("r1", "reconstruction", "adversarial"),
+        )
 
     def sizes(self, image_shape: tuple[int, int, int]) -> dict[str, int]:
         """Returns the sizes that all networks of a training share."""
@@ -156,9 +144,8 @@ class GanTrainer:
         self.seconds = 0.0
 
     def _real(self) -> Float[Tensor, "batch channel height width"]:
-        index = torch.randint(len(self.images), (self.config.batch_size,), generator=self.source)
-        batch = self.images[index.to(self.device)].float() / 255
-        return flip(batch, self.source) if self.config.flip else batch
+        batch_size, flipped = self.config.batch_size, self.config.flip
+        return draw_images(self.images, batch_size, self.source, flipped=flipped)
 
     def _fake(self) -> Float[Tensor, "batch channel height width"]:
         z = self.generator.sample_latents(self.config.batch_size, self.source)

@@ -1,13 +1,17 @@
 """What every training of a prior is, whatever the architecture: a state and its step."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from gradinv.errors import ConfigError, DataError
+from gradinv.priors.augment import flip
 from gradinv.priors.generator import Generator
+from gradinv.seeds import require_seed
 
 
 @runtime_checkable
@@ -69,6 +73,64 @@ class Trainer(Protocol):
         ...
 
 
+@runtime_checkable
+class Averaged(Protocol):
+    """Settings that every architecture has."""
+
+    @property
+    def ema(self) -> float:
+        """Decay of the weight average that is kept as the prior."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Decides all that is drawn."""
+        ...
+
+
+def require_settings(
+    settings: Averaged, *, counts: Sequence[str], rates: Sequence[str], weights: Sequence[str]
+) -> None:
+    """Checks the numbers of a training.
+
+    Args:
+        settings: whose attributes they are; ``ema`` and ``seed`` are checked in any case.
+        counts: at least 1.
+        rates: above 0 and finite.
+        weights: at least 0 and finite.
+
+    Raises:
+        ConfigError: a value that has no meaning.
+    """
+    for name in counts:
+        if not (value := getattr(settings, name)) >= 1:
+            raise ConfigError(f"expected {name} of at least 1, got {value}; raise it")
+    for name in rates:
+        if not 0 < (value := getattr(settings, name)) < math.inf:
+            raise ConfigError(f"expected {name} above 0 and finite, got {value}; choose another")
+    for name in weights:
+        if not 0 <= (value := getattr(settings, name)) < math.inf:
+            raise ConfigError(
+                f"expected {name} of at least 0 and finite, got {value}; use 0 for none"
+            )
+    if not 0 <= settings.ema < 1:
+        raise ConfigError(f"expected ema in [0, 1), got {settings.ema}; try 0.999")
+    require_seed(settings.seed)
+
+
+def require_enough(images: Tensor, batch_size: int) -> None:
+    """Checks that images fill a batch.
+
+    Raises:
+        DataError: they do not.
+    """
+    if len(images) < batch_size:
+        raise DataError(
+            f"expected at least {batch_size} images to train a prior, "
+            f"got {len(images)}; use a larger folder"
+        )
+
+
 def require_images(images: Tensor, batch_size: int) -> None:
     """Checks that images fill a batch of groups of four, whose spread a discriminator sees.
 
@@ -78,11 +140,27 @@ def require_images(images: Tensor, batch_size: int) -> None:
     """
     if batch_size % 4:
         raise ConfigError(f"expected a batch size that divides by 4, got {batch_size}; choose 64")
-    if len(images) < batch_size:
-        raise DataError(
-            f"expected at least {batch_size} images to train a prior, "
-            f"got {len(images)}; use a larger folder"
-        )
+    require_enough(images, batch_size)
+
+
+def draw_images(
+    images: UInt8[Tensor, "n channel height width"],
+    count: int,
+    source: torch.Generator,
+    *,
+    flipped: bool,
+) -> Float[Tensor, "batch channel height width"]:
+    """Draws images with replacement, in [0, 1], half of them mirrored if asked to.
+
+    Args:
+        images: 0..255, on any device.
+        count: how many.
+        source: of chance, on the CPU.
+        flipped: mirror half of them.
+    """
+    index = torch.randint(len(images), (count,), generator=source)
+    batch = images[index.to(images.device)].float() / 255
+    return flip(batch, source) if flipped else batch
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """One training of a flow: its settings, state and step."""
 
 import copy
-import math
 import time
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,12 +9,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from gradinv.errors import ConfigError, DataError, PriorError
-from gradinv.priors.augment import flip
+from gradinv.errors import PriorError
 from gradinv.priors.flow.prior import FlowPrior
 from gradinv.priors.footprint import training_bytes, without_memory
-from gradinv.priors.trainer import update_average
-from gradinv.seeds import require_seed
+from gradinv.priors.trainer import draw_images, require_enough, require_settings, update_average
 from gradinv.state import load_optimizer_tensors, optimizer_tensors, take_prefix, with_prefix
 
 _LONGEST_GRADIENT = 1.0
@@ -50,14 +47,9 @@ class FlowConfig:
     architecture: ClassVar[str] = "flow"
 
     def __post_init__(self) -> None:
-        for name in ("base_channels", "batch_size", "warmup"):
-            if not (value := getattr(self, name)) >= 1:
-                raise ConfigError(f"expected {name} of at least 1, got {value}; raise it")
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"expected lr above 0 and finite, got {self.lr}; choose another")
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"expected ema in [0, 1), got {self.ema}; try 0.999")
-        require_seed(self.seed)
+        require_settings(
+            self, counts=("base_channels", "batch_size", "warmup"), rates=("lr",), weights=()
+        )
 
     def footprint(self, image_shape: tuple[int, int, int]) -> int:
         """Returns the bytes that a training takes at least, the network's features left out."""
@@ -95,11 +87,7 @@ class FlowTrainer:
         config: FlowConfig,
         device: torch.device,
     ) -> None:
-        if len(images) < config.batch_size:
-            raise DataError(
-                f"expected at least {config.batch_size} images to train a prior, "
-                f"got {len(images)}; use a larger folder"
-            )
+        require_enough(images, config.batch_size)
         self.images = images.to(device)
         self.config = config
         self.device = device
@@ -119,9 +107,8 @@ class FlowTrainer:
 
     def _real(self) -> Float[Tensor, "batch channel height width"]:
         """Draws images, with pixels from -1 to 1."""
-        index = torch.randint(len(self.images), (self.config.batch_size,), generator=self.source)
-        batch = self.images[index.to(self.device)].float() / 127.5 - 1
-        return flip(batch, self.source) if self.config.flip else batch
+        batch_size, flipped = self.config.batch_size, self.config.flip
+        return 2 * draw_images(self.images, batch_size, self.source, flipped=flipped) - 1
 
     def _loss(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, ""]:
         """Returns the mean squared error of the field at random times on random ways to x."""

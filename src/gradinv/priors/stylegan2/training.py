@@ -12,12 +12,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from gradinv.errors import ConfigError, PriorError
-from gradinv.priors.augment import augment, flip
+from gradinv.priors.augment import augment
 from gradinv.priors.footprint import training_bytes, without_memory
 from gradinv.priors.stylegan2.discriminator import StyleDiscriminator
 from gradinv.priors.stylegan2.generator import StyleGAN2
-from gradinv.priors.trainer import require_images, update_average
-from gradinv.seeds import require_seed
+from gradinv.priors.trainer import draw_images, require_images, require_settings, update_average
 from gradinv.state import load_optimizer_tensors, optimizer_tensors, take_prefix, with_prefix
 
 _R1_EVERY, _PATH_EVERY = 16, 4
@@ -65,24 +64,14 @@ class StyleGAN2Config:
     architecture: ClassVar[str] = "stylegan2"
 
     def __post_init__(self) -> None:
-        for name in ("base_channels", "latent_dim", "mapping_layers", "batch_size"):
-            if not (value := getattr(self, name)) >= 1:
-                raise ConfigError(f"expected {name} of at least 1, got {value}; raise it")
-        for name in ("lr", "lr_discriminator"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise ConfigError(
-                    f"expected {name} above 0 and finite, got {value}; choose another"
-                )
-        if not 0 <= self.ema < 1:
-            raise ConfigError(f"expected ema in [0, 1), got {self.ema}; try 0.999")
+        require_settings(
+            self,
+            counts=("base_channels", "latent_dim", "mapping_layers", "batch_size"),
+            rates=("lr", "lr_discriminator"),
+            weights=("r1", "path_length"),
+        )
         if not 0 <= self.mixing <= 1:
             raise ConfigError(f"expected mixing in [0, 1], got {self.mixing}; try 0.9")
-        for name in ("r1", "path_length"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise ConfigError(
-                    f"expected {name} of at least 0 and finite, got {value}; use 0 for none"
-                )
-        require_seed(self.seed)
 
     def sizes(self, image_shape: tuple[int, int, int]) -> dict[str, int]:
         """Returns the sizes that both networks share."""
@@ -169,9 +158,8 @@ class StyleGAN2Trainer:
         )
 
     def _real(self) -> Float[Tensor, "batch channel height width"]:
-        index = torch.randint(len(self.images), (self.config.batch_size,), generator=self.source)
-        batch = self.images[index.to(self.device)].float() / 255
-        return flip(batch, self.source) if self.config.flip else batch
+        batch_size, flipped = self.config.batch_size, self.config.flip
+        return draw_images(self.images, batch_size, self.source, flipped=flipped)
 
     def _styles(self, count: int) -> Float[Tensor, "batch layer style"]:
         """Draws the styles of a batch; some change to those of another z from some layer on."""
