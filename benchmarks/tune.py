@@ -38,7 +38,7 @@ from gradinv.federated import FedSGD, Observation, observe, parse_defense
 from gradinv.models import build_model
 from gradinv.priors import Generator, load_generator
 
-TIMED_STEPS = 6
+TIMED_STEPS = 11  # ten whole ones: as many with a denoiser's step as on the average
 ROUNDS = 3
 
 Choose = Callable[[optuna.Trial], dict[str, str]]
@@ -81,6 +81,20 @@ def _weights(trial: optuna.Trial) -> dict[str, str]:
     }
 
 
+def _denoised(trial: optuna.Trial) -> dict[str, str]:
+    every = trial.suggest_categorical("every", [2, 5, 10])
+    share = trial.suggest_float("share", 0.1, 0.6)
+    first = trial.suggest_float("first", 0.0, 0.3)
+    last = trial.suggest_float("last", 0.85, 0.99)
+    return {
+        "lr": _log(trial, "lr", 0.2, 1.0),
+        "tv": _log(trial, "tv", 5e-4, 1e-2),
+        "schedule": "cosine",
+        "denoise": f"{every},{share:.2f},{first:.2f},{last:.3f}",
+        "restarts": "1",
+    }
+
+
 def _then(low: float, high: float, trial: optuna.Trial) -> dict[str, str]:
     """Latents, then something with a learning rate between ``low`` and ``high``."""
     first = _log(trial, "lr", 0.01, 0.5), _log(trial, "tv", 1e-5, 1e-2)
@@ -96,6 +110,7 @@ def _then(low: float, high: float, trial: optuna.Trial) -> dict[str, str]:
 
 CHOICES: dict[str, Choose] = {
     "gi-x": _pixels,
+    "gi-x+flow": _denoised,
     "gi-z": _latents,
     "gi-w": _weights,
     "gi-z/x": partial(_then, 0.02, 1.0),
@@ -169,7 +184,7 @@ class Lab:
         )
         # Between two stamps of one stage lies a whole step.
         return [
-            median(end - start for (s, start), (t, end) in pairwise(stamps) if s == t == stage)
+            fmean(end - start for (s, start), (t, end) in pairwise(stamps) if s == t == stage)
             for stage in range(len(attack.stages))
         ]
 
@@ -215,11 +230,14 @@ class Tuning:
     lab: Lab
     study: optuna.Study
 
-    def step_costs(self, restarts: str) -> list[float]:
+    def step_costs(self, settings: Mapping[str, str]) -> list[float]:
         """Returns what a step of each stage costs, in steps of one restart over pixels."""
-        key = f"cost of a step, {restarts} restarts"
+        own = f"restarts={settings['restarts']}"
+        if "denoise" in settings:
+            own += f":denoise={settings['denoise'].split(',')[0]}"
+        key = f"cost of a step, {own}"
         if key not in self.study.user_attrs:
-            costs = self.lab.step_costs(preset(f"{self.name}:restarts={restarts}"))
+            costs = self.lab.step_costs(preset(f"{self.name}:{own}"))
             self.study.set_user_attr(key, costs)
         return self.study.user_attrs[key]
 
@@ -227,7 +245,7 @@ class Tuning:
         """Returns a trial's settings with the steps that the time allows."""
         own = dict(settings)
         share = float(own.pop("share", 1.0))
-        costs = self.step_costs(own["restarts"])
+        costs = self.step_costs(own)
         parts = [share, 1 - share][: len(costs)]
         steps = [
             max(1, round(self.lab.budget * part / cost))
@@ -262,6 +280,8 @@ def present(name: str) -> dict[str, Any]:
         found[f"tv{suffix}"] = stage["regularizers"][0]["weight"]
     if name == "gi-x":
         found["signed"] = "yes" if described[0]["optimizer"]["signed"] else "no"
+    if denoising := described[0]["denoising"]:
+        found |= {key: denoising[key] for key in ("every", "share", "first", "last")}
     if len(described) > 1:
         found["share"] = 0.7
     return found

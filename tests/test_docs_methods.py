@@ -18,7 +18,8 @@ def row(attack: Attack) -> list[str]:
     """Returns the cells of the attack's row, of which the preset decides all but the last."""
     anchor = re.sub(r"[^a-z0-9-]", "", attack.name)
     needs = ["one image", "a chain"] if isinstance(attack, AnalyticAttack) else []
-    needs += ["prior"] if attack.needs_prior else []
+    denoiser = "prior that denoises" if attack.needs_denoiser else "prior"
+    needs += [denoiser] if attack.needs_prior else []
     needs += ["statistics"] if attack.needs_bn else []
     return [
         f"[`{attack.name}`](#{anchor})",

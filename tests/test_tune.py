@@ -48,13 +48,13 @@ def test_every_batch_is_met_with_every_network(lab):
 
 def test_restarts_are_paid_for_in_steps(lab):
     study = optuna.create_study()
-    study.set_user_attr("cost of a step, 1 restarts", [0.5])
-    study.set_user_attr("cost of a step, 4 restarts", [2.0])
+    study.set_user_attr("cost of a step, restarts=1", [0.5])
+    study.set_user_attr("cost of a step, restarts=4", [2.0])
     tuning = Tuning("gi-x", lab, study)
     assert tuning.spec({"lr": "0.1", "restarts": "1"}) == "gi-x:lr=0.1:restarts=1:steps=200"
     assert tuning.spec({"lr": "0.1", "restarts": "4"}) == "gi-x:lr=0.1:restarts=4:steps=50"
     both = optuna.create_study()
-    both.set_user_attr("cost of a step, 2 restarts", [2.0, 1.0])
+    both.set_user_attr("cost of a step, restarts=2", [2.0, 1.0])
     spec = Tuning("gi-z/w", lab, both).spec({"restarts": "2", "share": "0.3"})
     assert spec == "gi-z/w:restarts=2:steps=15,70"
 

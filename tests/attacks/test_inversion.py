@@ -27,7 +27,14 @@ from gradinv.engine import ExactROperator, PlainDoubleBackward, engine_for
 from gradinv.engine.distances import Target
 from gradinv.errors import AttackError, ConfigError, ModelError, ObservationError, PriorError
 from gradinv.priors.generator import Adapted
-from tests.attacks.tiny import deep_prior, tiny_batch, tiny_observation, tiny_prior, tiny_victim
+from tests.attacks.tiny import (
+    deep_prior,
+    tiny_batch,
+    tiny_flow,
+    tiny_observation,
+    tiny_prior,
+    tiny_victim,
+)
 
 CASES = {
     "grey": {"channels": 1, "mode": "eval", "defense": "none"},
@@ -36,7 +43,10 @@ CASES = {
 }
 
 
-PRIORS = {"gifd": deep_prior}  # tiny_prior where an attack has no special needs
+PRIORS = {
+    "gifd": deep_prior,
+    "gi-x+flow": tiny_flow,
+}  # tiny_prior where an attack has no special needs
 
 
 def short(name: str) -> Attack:

@@ -3,6 +3,7 @@ import pytest
 from gradinv.attacks import Adam, Stage
 from gradinv.attacks.presets import PRESETS, Z, preset
 from gradinv.attacks.search.consensus import GroupConsistency
+from gradinv.attacks.search.denoising import Denoising
 from gradinv.attacks.search.evolution import CMA
 from gradinv.attacks.search.lbfgs import LBFGS
 from gradinv.attacks.search.regularizers import LatentNorm, TotalVariation
@@ -15,6 +16,7 @@ NAMES = [
     "dlg",
     "idlg",
     "gi-x",
+    "gi-x+flow",
     "gi-x-unsigned",
     "gi-x+bn",
     "gi-z",
@@ -42,6 +44,7 @@ def test_who_needs_what():
         "dlg", "idlg", "gi-x", "gi-x-unsigned", "gi-x+bn", "r-gap", "standard",
     }  # fmt: skip
     assert [name for name in NAMES if not PRESETS[name].needs_labels] == ["dlg"]
+    assert [name for name in NAMES if PRESETS[name].needs_denoiser] == ["gi-x+flow"]
     assert {name for name in NAMES if PRESETS[name].needs_bn} == {"gi-x+bn", "gi-z/w+bn"}
 
 
@@ -142,6 +145,30 @@ def test_an_optimizer_without_gradients_takes_no_terms_on_images():
     ):
         Stage(Pixels(), 1, LBFGS(), Constant(), (GroupConsistency(0.1),))
     assert Stage(Z, 1, CMA(), Constant(), (LatentNorm(0.1),)).regularizers
+
+
+def test_denoising_can_be_set_from_the_first_number_on():
+    (stage,) = preset("gi-x:denoise=3,0.2").stages
+    assert stage.denoising == Denoising(3, 0.2)
+    assert preset("gi-x+flow:denoise=no").stages[0].denoising is None
+    z, x = preset("gi-z/x:denoise=7,0.5,0.1,0.8").stages
+    assert (z.denoising, x.denoising) == (None, Denoising(7, 0.5, 0.1, 0.8))
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("gi-x:denoise=1.5", r"a whole number of steps and at most 3 shares for gi-x, got 1\.5;"),
+        ("gi-x:denoise=5,1,0,1,1", r"got 5\.0, 1\.0, 0\.0, 1\.0, 1\.0; write gi-x:denoise=5,0"),
+        ("gi-z:denoise=5", r"a stage over pixels for denoise=, got none in gi-z;"),
+        ("r-gap:denoise=no", r"a stage over pixels for denoise=, got none in r-gap;"),
+        ("gi-x:denoise=5,0", r"a share above 0 and at most 1, .* got 5, 0, 0\.05, 0\.95;"),
+        ("idlg:denoise=5", r"over pixels that steps with Adam to denoise, got x with LBFGS;"),
+    ],
+)
+def test_denoising_that_cannot_be_is_refused(spec, said):
+    with pytest.raises(ConfigError, match=said):
+        preset(spec)
 
 
 def test_steps_scale_and_restarts():

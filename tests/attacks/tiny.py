@@ -7,6 +7,7 @@ from gradinv.data import ClientBatch
 from gradinv.federated import FedSGD, Observation, Reveal, observe, parse_defense
 from gradinv.models.normalize import Normalize
 from gradinv.priors.dcgan import DCGAN
+from gradinv.priors.flow import FlowPrior
 from gradinv.priors.generator import Block, Generator
 
 
@@ -69,6 +70,13 @@ def deep_prior(*, channels: int = 1, seed: int = 0) -> Generator:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return DeepPrior(channels).eval().requires_grad_(False)
+
+
+def tiny_flow(*, channels: int = 1, seed: int = 0) -> FlowPrior:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        prior = FlowPrior(image_size=8, channels=channels, base_channels=4, steps=2)
+    return prior.eval().requires_grad_(False)
 
 
 def tiny_batch(*, channels: int = 1, batch: int = 2, seed: int = 3) -> ClientBatch:

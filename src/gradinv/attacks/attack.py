@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from torch import nn
 
+from gradinv.attacks.search.denoising import Denoising
 from gradinv.attacks.search.optimizers import Adam, Optimizer
 from gradinv.attacks.search.regularizers import TotalVariation
 from gradinv.attacks.search.schedules import Constant, Schedule, StepDecay
-from gradinv.attacks.search.spaces import Space
+from gradinv.attacks.search.spaces import Pixels, Space
 from gradinv.engine.distances import Cosine, Distance
 from gradinv.engine.terms import Regularizer, check_terms, seeing
 from gradinv.errors import ConfigError
@@ -42,6 +43,7 @@ class Stage:
         regularizers: added to the gradient distance.
         keep: restarts that go on to the next stage, by matching cost; all when None.
         features: match the features that the last layer gives away, not the gradient (*ours*).
+        denoising: of the pictures between the steps (*ours*); only pixels can be denoised.
     """
 
     space: Space
@@ -51,6 +53,7 @@ class Stage:
     regularizers: tuple[Regularizer, ...] = ()
     keep: int | None = None
     features: bool = False
+    denoising: Denoising | None = None
 
     def __post_init__(self) -> None:
         check_terms(self.regularizers)
@@ -72,6 +75,13 @@ class Stage:
             raise ConfigError(
                 "expected Adam for a term on all restarts together, such as group consistency, "
                 f"got {kind}, which asks for the cost of some; leave it out, or step with Adam"
+            )
+        if self.denoising and not (
+            isinstance(self.space, Pixels) and isinstance(self.optimizer, Adam)
+        ):
+            raise ConfigError(
+                "expected a stage over pixels that steps with Adam to denoise, got "
+                f"{self.space.name} with {kind}; leave denoising out of this stage"
             )
 
     @property
@@ -123,8 +133,13 @@ class Attack:
 
     @property
     def needs_prior(self) -> bool:
-        """Whether some stage searches a generator."""
-        return any(stage.space.needs_prior for stage in self.stages)
+        """Whether some stage searches a generator, or asks one."""
+        return self.needs_denoiser or any(stage.space.needs_prior for stage in self.stages)
+
+    @property
+    def needs_denoiser(self) -> bool:
+        """Whether the prior has to be one that denoises."""
+        return any(stage.denoising for stage in self.stages)
 
     @property
     def needs_bn(self) -> bool:

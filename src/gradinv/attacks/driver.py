@@ -16,11 +16,11 @@ from gradinv.attacks.evidence.penultimate import Clues
 from gradinv.attacks.identity import run_identity
 from gradinv.attacks.recursion.peeling import Peeled
 from gradinv.attacks.result import Checkpoint, Outcome, Progress, Reconstruction, StageResult
-from gradinv.attacks.search.chance import dropout_from, dropping, require_steady
+from gradinv.attacks.search.chance import dropout_from, dropping, require_steady, source_of
 from gradinv.attacks.search.consensus import in_one_order
 from gradinv.attacks.search.cost import StageCost
 from gradinv.attacks.search.lbfgs import LBFGS
-from gradinv.attacks.search.spaces import Solution
+from gradinv.attacks.search.spaces import PixelSpace, Solution
 from gradinv.attacks.simulation import as_attacked
 from gradinv.attacks.stages import engines_of, scene_of
 from gradinv.errors import AttackError
@@ -124,12 +124,24 @@ class Search:
             matching = self._cost(0.0).matching(solution.images, solution.labels)
             self.start = float(matching.min())
         place = (self.seed, len(self.results), len(self.costs))
+        self._denoise(place, progress)
         with dropout_from(place, self.scene.mean.device) if self.drops else nullcontext():
             value = self.stepper.step(self._cost(progress), self.stage.schedule.factor(progress))
         value = value.cpu()
         self.space.project()
         self.costs.append(value)
         self.alive &= torch.isfinite(value)
+
+    def _denoise(self, place: tuple[int, int, int], progress: float) -> None:
+        """Lets the stage's denoiser move the pictures, where it is its turn."""
+        denoising, (_, _, step) = self.stage.denoising, place
+        if denoising is not None and denoising.due(step):
+            assert isinstance(self.space, PixelSpace)  # a stage checks it
+            pictures = self.space.solution().images
+            source = source_of(place)
+            self.space.move_to(
+                denoising(pictures, self.scene.denoiser(), progress=progress, source=source)
+            )
 
     def _close_stage(self) -> None:
         """Scores the end point itself, keeps the best restarts and opens the next stage."""

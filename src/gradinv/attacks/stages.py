@@ -154,6 +154,8 @@ def scene_of(
         observation.num_classes,
         None if clues is None else partial(clues.fits, model),
     )
-    if attack.needs_prior:
+    if attack.needs_denoiser:
+        scene.denoiser()
+    elif attack.needs_prior:
         scene.generator()
     return scene

@@ -6,7 +6,7 @@ A prior is a folder with ``model.safetensors`` (weights), ``config.json`` (archi
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -105,6 +105,22 @@ class Generator(nn.Module):
             torch.manual_seed(seed)
             fresh = type(self).from_config(config)
         return fresh.to(next(self.parameters())).eval()
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A prior that also tells what a noisy image was before, for attacks that denoise."""
+
+    def denoise(
+        self, x: Float[Tensor, "batch channel height width"], t: Float[Tensor, " batch"]
+    ) -> Float[Tensor, "batch channel height width"]:
+        """Returns the mean of the images that x = (1 - t) noise + t image may come from.
+
+        Args:
+            x: pixels from -1 to 1, with noise of variance 1.
+            t: share of the image in each, 0 to 1.
+        """
+        ...
 
 
 ARCHITECTURES: dict[str, type[Generator]] = {}

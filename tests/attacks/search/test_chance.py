@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradinv.attacks.search.chance import dropout_from, dropping, require_steady
+from gradinv.attacks.search.chance import dropout_from, dropping, require_steady, source_of
 from gradinv.errors import AttackError
 
 
@@ -17,6 +17,12 @@ def dropped(place: tuple[int, int, int]) -> list[bool]:
 def test_seed_stage_and_step_decide_what_is_dropped(other):
     assert dropped((3, 1, 7)) == dropped((3, 1, 7))
     assert dropped((3, 1, 7)) != dropped(other)
+
+
+def test_a_source_of_a_place_is_its_own():
+    first, again, other = (torch.rand(3, generator=source_of((3, 1, step))) for step in (7, 7, 8))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_the_process_keeps_its_own_chance():

@@ -41,7 +41,16 @@ def dropout_from(place: tuple[int, int, int], device: torch.device) -> Iterator[
         place: seed of the search, stage and step.
         device: of the network.
     """
-    seed, stage, step = place
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(((seed * 1_000 + stage) * 1_000_000 + step) % 2**63)
+        torch.manual_seed(_seed_of(place))
         yield
+
+
+def source_of(place: tuple[int, int, int]) -> torch.Generator:
+    """Returns a source that draws the same at one place of a search, as :func:`dropout_from`."""
+    return torch.Generator().manual_seed(_seed_of(place))
+
+
+def _seed_of(place: tuple[int, int, int]) -> int:
+    seed, stage, step = place
+    return ((seed * 1_000 + stage) * 1_000_000 + step) % 2**63

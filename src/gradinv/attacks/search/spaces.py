@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from gradinv.errors import AttackError
-from gradinv.priors.generator import Generator
+from gradinv.errors import AttackError, PriorError
+from gradinv.priors.generator import Denoiser, Generator
 
 _CULL_CHUNK = 64  # samples rendered at once
 
@@ -57,6 +57,25 @@ class Scene:
                 "train one with 'gradinv prior train', or attack without a prior: gi-x"
             )
         return self.prior
+
+    def denoiser(self) -> Denoiser:
+        """Returns the prior as what tells an image from its noise.
+
+        Raises:
+            AttackError: there is none.
+            PriorError: it does not denoise.
+        """
+        if self.prior is None:
+            raise AttackError(
+                "expected a prior that denoises for this attack, got none; train one with 'gradinv "
+                "prior train --arch flow', or attack without a prior: gi-x"
+            )
+        if not isinstance(prior := self.prior, Denoiser):
+            raise PriorError(
+                f"expected a prior that denoises for this attack, got {type(prior).__name__}; "
+                "train one with 'gradinv prior train --arch flow', or search its latents: gi-z/w"
+            )
+        return prior
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +196,11 @@ class PixelSpace(SearchSpace):
     def labels(self) -> Float[Tensor, "restart batch class"] | None:
         """Returns softmax(logits)."""
         return None if self.logits is None else self.logits.softmax(dim=2)
+
+    @torch.no_grad()
+    def move_to(self, images: Images) -> None:
+        """Goes on from other images, in [0, 1]."""
+        self.u.copy_((images - self.mean) / self.std)
 
     @torch.no_grad()
     def project(self) -> None:

@@ -3,12 +3,14 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, get_args
 
 from gradinv.attacks.attack import Adam, Attack, LocalTraining, Way
+from gradinv.attacks.search.denoising import Denoising
 from gradinv.attacks.search.schedules import Constant, CosineDecay, Schedule, StepDecay
+from gradinv.attacks.search.spaces import Pixels
 from gradinv.engine.distances import distance_of
 from gradinv.errors import ConfigError, did_you_mean
 
@@ -27,8 +29,10 @@ def with_settings(attack: Attack, text: str) -> Attack:
     how many times worse than the best a restart may match that takes part in the mean);
     ``schedule`` (``step``, ``cosine`` or ``constant``); ``signed`` (``yes`` or ``no``: whether Adam
     gets the sign of the gradient); ``latents`` (``z``, or what else the prior has: ``w``, ``w+``
-    and ``w+n`` of StyleGAN2); ``distance``. No TV weight suits every network, defence and data set,
-    and the best cannot be known without them; that is why it can be set.
+    and ``w+n`` of StyleGAN2); ``denoise`` (``no``, or the numbers of
+    :class:`~gradinv.attacks.search.denoising.Denoising` from the first on); ``distance``. No TV
+    weight suits every network, defence and data set, and the best cannot be known without them;
+    that is why it can be set.
 
     ``fedavg=approximate`` takes an update of several local steps for one gradient.
     ``way=frozen-pattern`` computes dc/dx by a difference quotient that is right within about one
@@ -57,6 +61,8 @@ def _with_each(text: str, attack: Attack) -> Attack:
             attack = replace(attack, latents=value)
         elif key == "averaged" and value == "no":
             attack = replace(attack, averaged=None)
+        elif key == "denoise" and value == "no":
+            attack = _denoising(attack, None)
         elif key in _NUMBERS and (numbers := _numbers(value)):
             attack = _NUMBERS[key](attack, numbers)
         else:
@@ -102,6 +108,33 @@ def _with_averaging(attack: Attack, values: Sequence[float]) -> Attack:
     return replace(attack, averaged=values[0])
 
 
+def _with_denoising(attack: Attack, values: Sequence[float]) -> Attack:
+    every, *rest = values
+    if not every.is_integer() or len(rest) >= len(fields(Denoising)):
+        raise ConfigError(
+            f"expected a whole number of steps and at most 3 shares for {attack.name}, got "
+            f"{', '.join(map(str, values))}; write {attack.name}:denoise=5,0.3,0.05,0.95"
+        )
+    return _denoising(attack, Denoising(int(every), *rest))
+
+
+def _denoising(attack: Attack, denoising: Denoising | None) -> Attack:
+    """Returns the attack whose stages over pixels all denoise so, or not at all.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not any(isinstance(stage.space, Pixels) for stage in attack.stages):
+        raise ConfigError(
+            f"expected a stage over pixels for denoise=, got none in {attack.name}; leave it out"
+        )
+    stages = tuple(
+        replace(stage, denoising=denoising) if isinstance(stage.space, Pixels) else stage
+        for stage in attack.stages
+    )
+    return replace(attack, stages=stages)
+
+
 def _with_schedule(attack: Attack, name: str) -> Attack:
     """Returns the attack with one schedule for all stages."""
     stages = [replace(stage, schedule=SCHEDULES[name]) for stage in attack.stages]
@@ -128,6 +161,7 @@ _NUMBERS: Mapping[str, Callable[[Attack, Sequence[float]], Attack]] = {
     "steps": Attack.with_steps,
     "restarts": _with_restarts,
     "averaged": _with_averaging,
+    "denoise": _with_denoising,
 }
 
 _WORDS: Mapping[str, tuple[Sequence[str], Callable[[Attack, Any], Attack]]] = {
