@@ -11,6 +11,7 @@ a GPU.
 """
 
 import argparse
+import gc
 import json
 import shlex
 import subprocess
@@ -200,6 +201,7 @@ def peak_memory(case: Case, way: str, device: str) -> float:
     if device == "cuda":
         _three_steps(case, way, device)
         return torch.cuda.max_memory_allocated() / _MEBIBYTE
+    gc.collect()  # else what went before may be freed in the middle, and is taken off the peak
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         _three_steps(case, way, device)
     # The profiler's public tables add sizes up; the order of allocations is in its raw events.

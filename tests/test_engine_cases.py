@@ -1,8 +1,12 @@
 """The cases of the engine's benchmark: where errors count, and what the memory is compared with."""
 
+import gc
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import bench_engine
 from benchmarks.bench_engine import peak_memory
 from benchmarks.engine_cases import ONE_GRAPH, WAYS, Case, Step
 
@@ -51,6 +55,28 @@ def test_the_exact_way_holds_no_more_than_double_backward(batch, mode):
     case = Case("convnet", batch, mode)
     exact, plain = (peak_memory(case, way, "cpu") for way in ("exact", "plain"))
     assert 0.5 * plain < exact <= plain
+
+
+def test_what_is_freed_meanwhile_is_not_taken_off_the_peak(monkeypatch):
+    case = Case("convnet", 1, "eval")
+    alone = peak_memory(case, "plain", "cpu")
+
+    class CollectedStep(Step):
+        def __call__(self):
+            gc.collect()
+            return super().__call__()
+
+    monkeypatch.setattr(bench_engine, "Step", CollectedStep)
+    gc.disable()
+    try:
+        # Sizes are known of what was allocated while a profiler ran; only the collector frees this.
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True):
+            garbage: list = [torch.zeros(4 << 20)]
+        garbage.append(garbage)
+        del garbage
+        assert peak_memory(case, "plain", "cpu") == alone
+    finally:
+        gc.enable()
 
 
 def test_restarts_at_once_hold_no_more_than_as_many_in_one_graph():
