@@ -13,14 +13,12 @@ Writes ``results/tuning-NAME.json``; the image set must not be one that figures 
 
 import argparse
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -28,6 +26,7 @@ import torch
 from rich.progress import Progress
 from torch import nn
 
+from benchmarks.equal_time import costs_of
 from benchmarks.results import ROOT, command_line, write_results
 from gradinv.attacks import Attack, invert, preset
 from gradinv.attacks.settings.text import SCHEDULES
@@ -37,9 +36,6 @@ from gradinv.evaluation.evaluate import evaluate
 from gradinv.federated import FedSGD, Observation, observe, parse_defense
 from gradinv.models import build_model
 from gradinv.priors import Generator, load_generator
-
-TIMED_STEPS = 11  # ten whole ones: as many with a denoiser's step as on the average
-ROUNDS = 3
 
 Choose = Callable[[optuna.Trial], dict[str, str]]
 """Draws the settings of a trial, as the command line writes them, but for the steps."""
@@ -165,28 +161,8 @@ class Lab:
 
     def step_costs(self, attack: Attack) -> list[float]:
         """Returns what a step of each stage costs, in steps of one restart over pixels."""
-        ratios: list[list[float]] = []
-        for _ in range(ROUNDS):
-            (base,) = self._step_seconds(preset("gi-x"))
-            ratios.append([own / base for own in self._step_seconds(attack)])
-        return [median(stage) for stage in zip(*ratios, strict=True)]
-
-    def _step_seconds(self, attack: Attack) -> list[float]:
-        instance, stamps = self.instances[0], []
-        short = attack.with_steps([float(TIMED_STEPS)])
-        invert(
-            instance.observation,
-            instance.model,
-            short,
-            prior=self.prior,
-            seed=0,
-            callback=lambda progress: stamps.append((progress.stage, time.perf_counter())),
-        )
-        # Between two stamps of one stage lies a whole step.
-        return [
-            fmean(end - start for (s, start), (t, end) in pairwise(stamps) if s == t == stage)
-            for stage in range(len(attack.stages))
-        ]
+        first = self.instances[0]
+        return list(costs_of(attack, first.observation, first.model, self.prior).steps)
 
 
 def instances_of(
