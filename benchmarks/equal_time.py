@@ -69,8 +69,8 @@ def _seconds(
     return steps, max(0.0, whole - TIMED_STEPS * sum(steps))
 
 
-def fitted(attack: Attack, costs: Costs, budget: float) -> Attack:
-    """Returns the attack with its steps multiplied so that it takes as long as the budget.
+def factor_of(attack: Attack, costs: Costs, budget: float) -> float:
+    """Returns what an attack's steps are multiplied by, so that it takes as long as the budget.
 
     Args:
         attack: with steps in the proportion that its stages keep.
@@ -78,4 +78,4 @@ def fitted(attack: Attack, costs: Costs, budget: float) -> Attack:
         budget: steps of one restart over pixels.
     """
     own = sum(stage.steps * cost for stage, cost in zip(attack.stages, costs.steps, strict=True))
-    return attack.scaled(max(1.0, budget - costs.apart) / own)
+    return max(1.0, budget - costs.apart) / own

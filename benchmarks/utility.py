@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gradinv.data import ClientBatch, ImageSet, load_images
 from gradinv.federated import FedSGD, Reveal, observe, parse_defense
@@ -89,6 +94,37 @@ class Training:
         return {
             name: torch.stack([update[name] for update in updates]).mean(0) for name in updates[0]
         }
+
+
+def trained_weights(
+    train: str, path: Path, *, model: str = "convnet", steps: int = 1000, seed: int = 0
+) -> None:
+    """Trains a network in one place and writes its weights, for audits of a trained network.
+
+    Args:
+        train: path of the images.
+        path: of the safetensors file.
+        model: name of the network.
+        steps: of Adam at 1e-3, 64 images each.
+        seed: of the first weights and the order of the images.
+    """
+    images = load_images(train, image_size=32)
+    channels, side, _ = images.image_shape
+    network = build_model(
+        model, num_classes=images.num_classes, channels=channels, image_size=side, seed=seed
+    ).train()
+    source = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in track(range(steps), description=f"training {model}", console=Console(stderr=True)):
+        batch = images.batch(torch.randint(len(images), (64,), generator=source).tolist())
+        loss = functional.cross_entropy(network(batch.images), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(network.state_dict(), partial)
+    partial.replace(path)
 
 
 @torch.no_grad()

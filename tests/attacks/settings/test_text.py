@@ -47,6 +47,16 @@ def test_any_attack_can_average_over_its_starts():
         preset("gi-x:averaged=yes")
 
 
+def test_restarts_that_go_on():
+    assert [stage.keep for stage in preset("gi-z/w:keep=3").stages] == [3, None]
+    assert [stage.keep for stage in preset("gi-z/w:keep=all").stages] == [None, None]
+    for wrong in ("0", "1.5", "1,2"):
+        with pytest.raises(ConfigError, match="expected one whole number of restarts of gi-z/w"):
+            preset(f"gi-z/w:keep={wrong}")
+    with pytest.raises(ConfigError, match="expected several stages for keep=, got one in gi-x"):
+        preset("gi-x:keep=2")
+
+
 def test_settings_follow_each_other():
     (stage,) = preset("gi-x:lr=0.4:tv=0.003:steps=7:signed=no:schedule=cosine").stages
     assert stage.optimizer == Adam(0.4)

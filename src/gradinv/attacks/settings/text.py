@@ -26,7 +26,8 @@ def with_settings(attack: Attack, text: str) -> Attack:
 
     A value for all stages or one for each, separated by commas: ``tv`` (weight of total variation),
     ``lr`` (learning rate), ``steps``. One for the attack: ``restarts``; ``averaged`` (``no``, or
-    how many times worse than the best a restart may match that takes part in the mean);
+    how many times worse than the best a restart may match that takes part in the mean); ``keep``
+    (restarts that go on to the next stage, or ``all``);
     ``schedule`` (``step``, ``cosine`` or ``constant``); ``signed`` (``yes`` or ``no``: whether Adam
     gets the sign of the gradient); ``latents`` (``z``, or what else the prior has: ``w``, ``w+``
     and ``w+n`` of StyleGAN2); ``denoise`` (``no``, or the numbers of
@@ -61,6 +62,8 @@ def _with_each(text: str, attack: Attack) -> Attack:
             attack = replace(attack, latents=value)
         elif key == "averaged" and value == "no":
             attack = replace(attack, averaged=None)
+        elif key == "keep" and value == "all":
+            attack = _keeping(attack, None)
         elif key == "denoise" and value == "no":
             attack = _denoising(attack, None)
         elif key in _NUMBERS and (numbers := _numbers(value)):
@@ -106,6 +109,29 @@ def _with_averaging(attack: Attack, values: Sequence[float]) -> Attack:
             f"{', '.join(map(str, values))}; write {attack.name}:averaged=3 or averaged=no"
         )
     return replace(attack, averaged=values[0])
+
+
+def _with_survivors(attack: Attack, values: Sequence[float]) -> Attack:
+    if len(values) != 1 or not (float(values[0]).is_integer() and values[0] >= 1):
+        raise ConfigError(
+            f"expected one whole number of restarts of {attack.name} that go on, got "
+            f"{', '.join(map(str, values))}; write {attack.name}:keep=2 or keep=all"
+        )
+    return _keeping(attack, int(values[0]))
+
+
+def _keeping(attack: Attack, count: int | None) -> Attack:
+    """Returns the attack with as many restarts going on after every stage but the last.
+
+    Raises:
+        ConfigError: it has one stage.
+    """
+    *before, last = attack.stages
+    if not before:
+        raise ConfigError(
+            f"expected several stages for keep=, got one in {attack.name}; leave it out"
+        )
+    return replace(attack, stages=(*(replace(stage, keep=count) for stage in before), last))
 
 
 def _with_denoising(attack: Attack, values: Sequence[float]) -> Attack:
@@ -161,6 +187,7 @@ _NUMBERS: Mapping[str, Callable[[Attack, Sequence[float]], Attack]] = {
     "steps": Attack.with_steps,
     "restarts": _with_restarts,
     "averaged": _with_averaging,
+    "keep": _with_survivors,
     "denoise": _with_denoising,
 }
 
