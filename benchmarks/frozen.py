@@ -88,7 +88,7 @@ class Update:
 UPDATES = (
     Update("none", {"defense": ("none",)}),
     Update("sparsify:0.95", {"defense": ("sparsify:0.95",)}),
-    Update("noise:0.1", {"defense": ("noise:0.1",)}),
+    Update("noise:0.001", {"defense": ("noise:0.001",)}),
     Update("fedavg", {"defense": ("none",), "protocol": "fedavg", "local_epochs": 5}, budget=150),
 )
 

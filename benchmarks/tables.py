@@ -1,7 +1,8 @@
 """Writes the tables of README and docs from ``results/*.json``: ``make tables``.
 
 A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``, each on a line of its own,
-and is made from ``results/NAME.json`` alone. A test fails when the two differ.
+and is made from ``results/NAME.json`` alone (``frozen-gains`` from that of ``frozen``). A test
+fails when the two differ.
 """
 
 import re
@@ -270,9 +271,69 @@ def preflight_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+_CONTROLS = "what a server without the update would show"
+
+
+def frozen_table(results: Results) -> str:
+    """Returns a row for each attack and control: its mean PSNR in every case, the best in bold."""
+    figures = results["figures"]
+    cases = list(dict.fromkeys((row["images"], row["update"]) for row in results["rows"]))
+    attacks = list(dict.fromkeys(row["attack"] for row in results["rows"]))
+    controls = dict.fromkeys(name for row in results["rows"] for name in row["without"])
+
+    def value(name: str, case: tuple[str, str]) -> float | None:
+        return figures.get(f"psnr_mean {name} | {' '.join(case)}")
+
+    best = {case: max(value(name, case) or 0.0 for name in attacks) for case in cases}
+    lines = [
+        "| attack | " + " | ".join(f"{images}, `{update}`" for images, update in cases) + " |",
+        "|---|" + "---:|" * len(cases),
+    ]
+    for name in attacks:
+        lines.append(f"| `{name}` |")
+        for case in cases:
+            bold = "**" if value(name, case) == best[case] else ""
+            lines[-1] += f" {bold}{_decibels(value(name, case))}{bold} |"
+    for name in controls:
+        lines.append(f"| *{name}: {_CONTROLS}* |")
+        lines[-1] += "".join(f" {_decibels(value(name, case))} |" for case in cases)
+    lines.append("| *images that candidate search names* |")
+    for case in cases:
+        share = figures.get(f"candidates named | {' '.join(case)}")
+        lines[-1] += f" {_decibels(None) if share is None else f'{100 * share:.0f} %'} |"
+    return "\n".join(lines)
+
+
+def gain_table(results: Results) -> str:
+    """Returns a row for each image set and attack: its gain over ``gi-x``, with the interval."""
+    figures = results["figures"]
+    updates = list(dict.fromkeys(row["update"] for row in results["rows"]))
+    lines = [
+        "| images | attack | " + " | ".join(f"`{update}`" for update in updates) + " |",
+        "|---|---|" + "---:|" * len(updates),
+    ]
+    for images, name in dict.fromkeys((row["images"], row["attack"]) for row in results["rows"]):
+        keys = [f"{name} | {images} {update}" for update in updates]
+        found = [[figures.get(f"{word} {key}") for word in ("gain", "low", "high")] for key in keys]
+        if not any(gain is not None for gain, _, _ in found):
+            continue
+        cells = [
+            "–" if gain is None else f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+            for gain, low, high in found
+        ]
+        lines.append(f"| {images} | `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _decibels(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
 RENDERERS: dict[str, Callable[[Results], str]] = {
     "audit-convnet": attack_table,
     "audit-resnet18": attack_table,
+    "frozen": frozen_table,
+    "frozen-gains": gain_table,
     "giml": prior_table,
     "standard": standard_table,
     "defences": defense_table,
@@ -282,6 +343,9 @@ RENDERERS: dict[str, Callable[[Results], str]] = {
     "engine-cpu": engine_table,
     "engine-ways": ways_table,
 }
+
+FILES = {"frozen-gains": "frozen"}
+"""Tables that share the results of another."""
 
 
 def source_line(results: Results) -> str:
@@ -310,9 +374,10 @@ def render(name: str, folder: Path = RESULTS) -> str:
             f"expected a table among {', '.join(RENDERERS)}, got '{name}'; "
             "add its renderer to benchmarks/tables.py"
         )
-    path = Path(folder) / f"{name}.json"
+    file = FILES.get(name, name)
+    path = Path(folder) / f"{file}.json"
     if not path.exists():
-        return f"*Not measured yet: there is no `results/{name}.json`.*\n"
+        return f"*Not measured yet: there is no `results/{file}.json`.*\n"
     results = read_json(path)
     if results.get("schema") != SCHEMA:
         raise ConfigError(
