@@ -1,6 +1,7 @@
 """What holds for every test: annotations are enforced, one thread, the same chance, no litter."""
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -13,6 +14,10 @@ install_import_hook("gradinv", "beartype.beartype")
 # Workers share few cores; the variable is for the commands that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, which some of them press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow machine is no failure, and the same commit gives the same answer twice.
 hypothesis.settings.register_profile("gradinv", deadline=None, derandomize=True, max_examples=50)

@@ -54,12 +54,14 @@ class Diary(Monitor):
 
 
 class CtrlC:
-    """Pressed at the first beat, and only then: a second time it would end at once."""
+    """Pressed once so many cells were heard, and only then: a second time would end at once."""
 
-    pressed = False
+    def __init__(self, cells=1):
+        self.cells, self.heard, self.pressed = cells, set(), False
 
-    def __call__(self, _beat):
-        if not self.pressed:
+    def __call__(self, beat):
+        self.heard.add(beat.slug)
+        if len(self.heard) == self.cells and not self.pressed:
             self.pressed = True
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -187,7 +189,7 @@ def test_a_damaged_checkpoint_says_what_to_delete():
 
 def test_two_processes_stop_continue_and_agree_with_one(every_step_beats):
     settings = config(workers=2)
-    diary = Diary(CtrlC())
+    diary = Diary(CtrlC(cells=2))
     with pytest.raises(AuditStopped):
         run_audit(config(workers=2, steps_scale=1.0), Path("stopped"), monitor=diary)
     assert len(list(Path("stopped/checkpoints").iterdir())) == 2
