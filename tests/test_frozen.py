@@ -153,7 +153,14 @@ def test_jobs_are_attack_by_attack():
     ]  # fmt: skip
 
 
-def test_an_unknown_attack_is_refused():
-    words = ["--images", "one", "a", "b", "c", "d", "--attack", "gi-q"]
-    with pytest.raises(SystemExit, match=r"expected attacks of .*got \['gi-q'\]"):
-        jobs(parser().parse_args(words))
+def test_an_unknown_attack_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parser().parse_args(["--images", "one", "a", "b", "c", "d", "--attack", "gi-q"])
+    assert "invalid choice: 'gi-q'" in capsys.readouterr().err
+
+
+def test_other_batches_are_refused_before_anything_is_measured(case):
+    frozen.HASHES.write_text('{"noise init-0": "others"}')
+    with pytest.raises(DataError, match="expected the batches others of noise init-0, got"):
+        measure(case, Entry("gi-x"), known={}, freeze=False)
+    assert rows_of(case, Entry("gi-x")) == []
