@@ -13,7 +13,7 @@ from tests.audit.world import config
         ("gi-x", 1.0, 1.0),
         ("gi-x:steps=300", 1.0, 0.25),
         ("gi-x:steps=300:tv=0.1", 0.5, 0.125),
-        ("gi-z/w:steps=250,500", 2.0, 2.0),
+        ("gi-z/w:steps=600,250", 2.0, 2.0),
         ("r-gap", 0.01, 1.0),
     ],
 )

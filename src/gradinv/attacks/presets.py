@@ -45,8 +45,8 @@ def _denoised(steps: int) -> Stage:
     )
 
 
-def _z(steps: int, tv: float, *, keep: int | None = None) -> Stage:
-    """Latents (Jeon et al. 2021, eq. 5): Adam 0.1 (the paper: 3e-2)."""
+def _z(steps: int, tv: float = 1e-3, *, keep: int | None = None) -> Stage:
+    """Latents (Jeon et al. 2021, eq. 5): Adam 0.1 (the paper: 3e-2), unless they are tuned."""
     return Stage(Z, steps, Adam(0.1), StepDecay(), (TotalVariation(tv),), keep=keep)
 
 
@@ -96,23 +96,27 @@ _ATTACKS = (
         ),
         reference=_YIN,
     ),
-    Attack("gi-z", (_z(300, 1e-3),), restarts=8, reference=f"{_JEON}, eq. 5"),
+    Tuned.of(Attack("gi-z", (_z(600),), restarts=2, reference=f"{_JEON}, eq. 5")),
     Attack(
         "gi-w",
         (Stage(UNTRAINED_W, 1000, Adam(1e-3), StepDecay(), (TotalVariation(3e-3),)),),
         reference=f"{_JEON}, section 5",
     ),
-    Attack(
-        "gi-z/x",
-        (_z(250, 1e-3, keep=1), _x(600, 1e-2, lr=0.03)),
-        restarts=8,
-        reference=f"{_JEON}, Fig. 3",
+    Tuned.of(
+        Attack(
+            "gi-z/x",
+            (_z(300, keep=1), _x(700, 1e-2, lr=0.03)),
+            restarts=2,
+            reference=f"{_JEON}, Fig. 3",
+        )
     ),
-    Attack(
-        "gi-z/w",
-        (_z(250, 1e-3, keep=1), _w(500, 1e-3)),
-        restarts=8,
-        reference=f"{_JEON}, eqs. 5 and 7 (GIAS)",
+    Tuned.of(
+        Attack(
+            "gi-z/w",
+            (_z(600, keep=1), _w(250, 1e-3)),
+            restarts=2,
+            reference=f"{_JEON}, eqs. 5 and 7 (GIAS)",
+        )
     ),
     Attack(
         "gi-z/w+bn",

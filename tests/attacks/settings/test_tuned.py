@@ -8,6 +8,8 @@ from torch import nn
 from benchmarks.tune import CHOICES
 from gradinv.attacks import PRESETS, preset
 from gradinv.attacks.search.optimizers import Adam
+from gradinv.attacks.search.regularizers import TotalVariation
+from gradinv.attacks.search.schedules import CosineDecay
 from gradinv.attacks.settings import Shown, Tuned, settings_of
 from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_victim
 
@@ -25,12 +27,26 @@ def resolved(attack, kind):
     return attack.resolved(tiny_observation(model, tiny_batch(), defense=defense), model, None)
 
 
+TUNED = [name for name, attack in PRESETS.items() if isinstance(attack, Tuned)]
+
+
 @pytest.mark.parametrize("kind", Shown)
-def test_an_update_gets_the_settings_of_its_kind(kind):
-    own = settings_of("gi-x")[kind]
-    given = preset(f"gi-x-unsigned:{own}")
-    assert resolved(preset("gi-x"), kind).stages == given.stages
-    assert resolved(preset("gi-x"), kind).name == "gi-x"
+@pytest.mark.parametrize("name", TUNED)
+def test_an_update_gets_the_settings_of_its_kind(name, kind):
+    given = preset(f"{name}:{settings_of(name)[kind]}")
+    own = resolved(preset(name), kind)
+    assert own.stages == given.stages
+    assert (own.name, own.restarts) == (name, preset(name).restarts)
+
+
+def test_settings_are_those_that_are_written_down():
+    (stage,) = resolved(preset("gi-z"), Shown.PART).stages
+    assert (stage.optimizer, stage.schedule) == (Adam(0.35), CosineDecay())
+    assert stage.regularizers == (TotalVariation(2.5e-5),)
+    latents, weights = resolved(preset("gi-z/w:published"), Shown.NOISE).stages
+    assert (latents.steps, latents.optimizer, latents.keep) == (500, Adam(0.03), 1)
+    assert (weights.steps, weights.optimizer) == (5000, Adam(0.001))
+    assert preset("gi-z/w:published").restarts == 3
 
 
 def test_a_deep_network_is_none_of_few_layers():
@@ -73,10 +89,8 @@ def test_whatever_else_is_replaced_is_kept():
 
 
 def test_all_that_is_kept_can_be_run_and_tuned():
-    tuned = [name for name, attack in PRESETS.items() if isinstance(attack, Tuned)]
-    assert tuned
-    assert set(tuned) <= set(CHOICES)
-    for name in tuned:
+    assert {"gi-x", "gi-z", "gi-z/x", "gi-z/w"} <= set(TUNED) <= set(CHOICES)
+    for name in TUNED:
         assert set(settings_of(name)) == {*Shown, "published"}
         assert "'kinds'" in str(preset(name).describe())
 
