@@ -1,14 +1,15 @@
 """Writes the tables of README and docs from ``results/*.json``: ``make tables``.
 
 A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``, each on a line of its own,
-and is made from ``results/NAME.json`` alone (``frozen-gains`` from that of ``frozen``). A test
-fails when the two differ.
+and is made from ``results/NAME.json`` alone (``frozen-gains`` and ``frozen-networks``
+from that of ``frozen``). A test fails when the two differ.
 """
 
 import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.engine_cases import ONE_GRAPH
@@ -325,6 +326,23 @@ def gain_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def network_table(results: Results) -> str:
+    """Returns a row for each case and attack: its mean PSNR on the batches of each network."""
+    networks = list(dict.fromkeys(row["network"] for row in results["rows"]))
+    lines = [
+        "| images | update | attack | " + " | ".join(networks) + " |",
+        "|---|---|---|" + "---:|" * len(networks),
+    ]
+    found: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for row in results["rows"]:
+        case = found.setdefault((row["images"], row["update"], row["attack"]), {})
+        case.setdefault(row["network"], []).append(fmean(row["psnr"]))
+    for (images, update, name), own in found.items():
+        cells = [_decibels(fmean(own[network])) for network in networks]
+        lines.append(f"| {images} | `{update}` | `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _decibels(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
@@ -334,6 +352,7 @@ RENDERERS: dict[str, Callable[[Results], str]] = {
     "audit-resnet18": attack_table,
     "frozen": frozen_table,
     "frozen-gains": gain_table,
+    "frozen-networks": network_table,
     "giml": prior_table,
     "standard": standard_table,
     "defences": defense_table,
@@ -344,7 +363,7 @@ RENDERERS: dict[str, Callable[[Results], str]] = {
     "engine-ways": ways_table,
 }
 
-FILES = {"frozen-gains": "frozen"}
+FILES = {"frozen-gains": "frozen", "frozen-networks": "frozen"}
 """Tables that share the results of another."""
 
 

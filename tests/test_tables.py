@@ -307,6 +307,16 @@ def test_gains_stand_beside_their_intervals():
     assert len(table) == 4
 
 
+def test_every_network_has_a_column():
+    rows = [
+        {"images": "faces", "update": "none", "attack": "gi-x", "network": name, "psnr": psnr}
+        for name, psnr in (("new", [10.0, 12.0]), ("trained", [8.0, 8.0]), ("new", [13.0, 13.0]))
+    ]
+    table = tables.network_table({"rows": rows}).splitlines()
+    assert table[0] == "| images | update | attack | new | trained |"
+    assert table[2:] == ["| faces | `none` | `gi-x` | 12.00 | 8.00 |"]
+
+
 def test_the_figures_of_the_frozen_evaluation_follow_from_its_rows():
     path = RESULTS / "frozen.json"
     if not path.exists():
