@@ -388,7 +388,7 @@ def test_a_time_limit_ends_the_attack_and_is_named(victim, observation):
 
 def test_a_time_limit_is_shared_by_restarts_too(victim, observation, prior):
     """Eight restarts of 100 steps, then one of 400: a third of the time for the one."""
-    attack = preset("gi-z/w:steps=100,400")
+    attack = preset("gi-z/w:restarts=8:steps=100,400")
     assert (attack.restarts, attack.stages[0].keep) == (8, 1)
     seen = []
     found = invert(observation, victim, attack, prior=prior, seconds=0.9, callback=seen.append)
@@ -401,7 +401,8 @@ def test_a_time_limit_is_shared_by_restarts_too(victim, observation, prior):
 
 def test_progress_counts_up_to_the_end(victim, observation, prior):
     seen = []
-    invert(observation, victim, short("gi-z/w"), prior=prior, callback=seen.append)
+    attack = preset("gi-z/w:restarts=8:steps=1,2")
+    invert(observation, victim, attack, prior=prior, callback=seen.append)
     fractions = [progress.fraction for progress in seen]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
@@ -468,7 +469,7 @@ def test_a_sparse_update_with_a_trace_of_noise_gives_as_much_away():
     errors = {}
     for defense in ("sparsify:0.7", "sparsify:0.7+noise:1e-9"):
         observation = tiny_observation(model, batch, defense=defense)
-        found = invert(observation, model, preset("gi-x:tv=0").scaled(0.2), seed=0)
+        found = invert(observation, model, preset("gi-x-unsigned:tv=0").scaled(0.2), seed=0)
         errors[defense] = (found.images - batch.images).square().mean().item()
     assert errors["sparsify:0.7+noise:1e-9"] < 1.1 * errors["sparsify:0.7"]
 
