@@ -318,10 +318,7 @@ def test_every_network_has_a_column():
 
 
 def test_the_figures_of_the_frozen_evaluation_follow_from_its_rows():
-    path = RESULTS / "frozen.json"
-    if not path.exists():
-        pytest.skip("the frozen evaluation is not measured yet")
-    content = json.loads(path.read_text("utf-8"))
+    content = json.loads((RESULTS / "frozen.json").read_text("utf-8"))
     assert content["figures"] == pytest.approx(frozen_figures(content["rows"]))
     batches = len(NETWORKS) * content["settings"]["batches_of_each"]
     cases = {(row["images"], row["update"], row["attack"]) for row in content["rows"]}
