@@ -23,7 +23,8 @@ from gradinv.federated import Observation, Reveal, parse_defense
 from gradinv.files import read_json, write_json
 from gradinv.models import build_model
 from gradinv.priors import load_generator, prior_named
-from gradinv.priors.generator import Adapted, save_generator
+from gradinv.priors.foreign import Adapted
+from gradinv.priors.generator import save_generator
 from tests.attacks.tiny import tiny_batch, tiny_victim
 from tests.audit.world import build
 from tests.outside import Darkness, Painter, Power, Rounded, mine, network, painted, worst

@@ -1,9 +1,13 @@
 """The scripts in examples/ run, in seconds, and show what they say."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
+
+from gradinv.cli import main
+from gradinv.priors import load_generator
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -18,7 +22,7 @@ def example(name):
 
 
 def test_every_example_is_tested():
-    tested = {"own_model", "own_update", "two_defenses", "own_attack"}
+    tested = {"own_model", "own_update", "two_defenses", "own_attack", "own_generator"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -51,3 +55,20 @@ def test_own_attack(capsys):
     assert set(rows) == {"gi-x:steps=30", "contrast", "candidates"}
     assert rows["contrast"]["psnr_mean"] != pytest.approx(rows["gi-x:steps=30"]["psnr_mean"])
     assert "contrast" in capsys.readouterr().out
+
+
+def test_own_generator(capsys):
+    example("own_generator").main(steps=150)
+    error, grey = (
+        float(word) for word in re.findall(r"(\d\S*)(?:;|$)", capsys.readouterr().out.strip())
+    )
+    assert error < grey / 20
+
+
+def test_own_generator_by_one_command(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    command = "prior wrap own_generator:Blobs --latent 6 --set side=16 --out my-prior"
+    assert command in (EXAMPLES / "own_generator.py").read_text()
+    assert main(command.split()) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "my-prior, samples in my-prior/samples.png"
+    assert load_generator(Path("my-prior")).image_shape == (1, 16, 16)

@@ -1,8 +1,8 @@
 """How much of the clients' data can a curious server rebuild from federated-learning updates?
 
 Five names tell the story: :func:`audit` a model and images, :func:`observe` one update and
-:func:`invert` it, :func:`load_prior` or :func:`train_prior` and :func:`learn_prior` for what the
-server knows beforehand. This audits data that its user holds.
+:func:`invert` it, :func:`load_prior`, :func:`train_prior`, :func:`wrap_prior` or
+:func:`learn_prior` for what the server knows beforehand. This audits data that its user holds.
 """
 
 import importlib
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         load_prior,
         observe,
         train_prior,
+        wrap_prior,
     )
     from gradinv.attacks import Attack, Stage
     from gradinv.federated import FedAvg, FedSGD, Observation, Reveal, from_delta, from_state_dicts
@@ -35,6 +36,7 @@ _PLACES = {
     "load_prior": "gradinv.api",
     "observe": "gradinv.api",
     "train_prior": "gradinv.api",
+    "wrap_prior": "gradinv.api",
     "Attack": "gradinv.attacks",
     "Stage": "gradinv.attacks",
     "FedAvg": "gradinv.federated",
@@ -62,6 +64,7 @@ __all__ = [
     "load_prior",
     "observe",
     "train_prior",
+    "wrap_prior",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The networks that people take from Hugging Face and timm: observed, inverted and audited.
+"""What people take from Hugging Face and timm: networks are audited, an autoencoder is a prior.
 
 Small members of each family with random weights, without dropout, whose masks no server knows. The
 packages are the extra ``zoo``.
@@ -87,3 +87,28 @@ def test_an_audit_comes_to_a_verdict(case):
     # Whoever compares updates names the images of any network.
     assert verdict.level in {"PARTIAL", "SEVERE"}
     assert "names 4 of 4 knowing the rest of the batch" in verdict.sentence
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_an_autoencoder_of_diffusers_is_a_prior():
+    diffusers = pytest.importorskip("diffusers", reason="needs the extra zoo: diffusers")
+    settings = {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "block_out_channels": [8, 16],
+        "norm_num_groups": 4,
+        "sample_size": 32,
+    }
+    prior = gradinv.wrap_prior(
+        diffusers.AutoencoderKL(**settings), latent_shape=[4, 16, 16], output_range=(-1, 1),
+        method="decode", settings=settings, out="prior",
+    )  # fmt: skip
+    assert prior.image_shape == (3, 32, 32)
+    assert not any(name.startswith("module.encoder") for name in prior.state_dict())
+    latents = torch.randn(2, 4, 16, 16)
+    assert torch.equal(gradinv.load_prior("prior")(latents), prior(latents))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+    update = gradinv.observe(network, (prior(latents), torch.tensor([1, 2])))
+    found = gradinv.invert(update, network, attack="gi-z/w:steps=3,3:restarts=1", prior=prior)
+    assert found.images.shape == (2, 3, 32, 32)

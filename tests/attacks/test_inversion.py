@@ -26,7 +26,7 @@ from gradinv.attacks.search.spaces import OfGenerator, Pixels
 from gradinv.engine import ExactROperator, PlainDoubleBackward, engine_for
 from gradinv.engine.distances import Target
 from gradinv.errors import AttackError, ConfigError, ModelError, ObservationError, PriorError
-from gradinv.priors.generator import Adapted
+from gradinv.priors.foreign import Adapted
 from tests.attacks.tiny import (
     deep_prior,
     tiny_batch,

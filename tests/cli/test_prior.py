@@ -1,4 +1,5 @@
 import os
+import re
 import shlex
 import signal
 import time
@@ -6,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from gradinv.cli import main
 from gradinv.cli import prior as module
 from gradinv.files import load_tensors, read_json
 from gradinv.priors import gan, load_generator, training
+from tests.outside import Painter
 
 TRAIN = shlex.split(
     "prior train many --channels 1 --base-channels 4 --latent 8 --batch-size 4 --steps 3 "
@@ -122,3 +126,101 @@ def test_a_bound_or_size_of_zero_is_refused(option, many, capsys):
     assert main(["prior", "train", "many", "--out", "trained", option, "0"]) == 2
     assert f"expected {option} above 0" in capsys.readouterr().err
     assert not Path("trained").exists()
+
+
+WRAP = "prior wrap tests.outside:Painter --latent 5 --range=-1,1 --out wrapped"
+
+
+def test_a_network_from_elsewhere_becomes_a_prior(capsys):
+    assert main([*WRAP.split(), "--set", "side=16"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "16x16 pixels, grey; all checks passed",
+        "cannot be used by gifd: it is no sequence of layers",
+        "wrapped, samples in wrapped/samples.png",
+    ]
+    prior = load_generator(Path("wrapped"))
+    assert prior.image_shape == (1, 16, 16)
+    assert main(["prior", "show", "wrapped"]) == 0
+    assert "tests.outside:Painter" in capsys.readouterr().out
+    card = read_json(Path("wrapped/card.json"))
+    assert card["command"] == f"gradinv {WRAP} --set side=16"
+    # A second one does not overwrite it.
+    assert main(WRAP.split()) == 2
+    assert "got model.safetensors of a prior" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("s.toml", "side = 16"), ("s.json", '{"side": 16}'), ("s.json", '{"side": 4}')],
+)
+def test_settings_from_a_file_and_beside_it(name, content):
+    Path(name).write_text(content)
+    further = ["--set", "side=16"] if "4" in content else []
+    assert main([*WRAP.split(), "--settings", name, *further]) == 0
+    assert load_generator(Path("wrapped")).image_shape == (1, 16, 16)
+
+
+def test_weights_are_loaded_and_wrappers_names_taken_off(capsys):
+    weights = {f"module.{name}": value for name, value in Painter(8).state_dict().items()}
+    save_file(weights, "w.safetensors")
+    assert main([*WRAP.split(), "--weights", "w.safetensors"]) == 0
+    assert "took module. off the names" in capsys.readouterr().out
+    found = load_generator(Path("wrapped")).state_dict()
+    assert torch.equal(found["module.layer.weight"], weights["module.layer.weight"])
+
+
+def test_the_seed_decides_random_weights():
+    for seed, name in ((1, "a"), (1, "b"), (2, "c")):
+        assert main([*WRAP.split()[:-1], name, "--seed", str(seed)]) == 0
+    a, b, c = (load_generator(Path(name)).state_dict() for name in "abc")
+    assert torch.equal(a["module.layer.weight"], b["module.layer.weight"])
+    assert not torch.equal(a["module.layer.weight"], c["module.layer.weight"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--latent five", "expected whole numbers such as 100,1,1 as --latent, got 'five'"),
+        ("--range=0", "expected the values of black and white as --range, got '0'"),
+        ("--range=a,b", "expected two numbers such as --range=-1,1 as --range, got 'a,b'"),
+        ("--set side", "expected a setting as --set NAME=VALUE, got 'side'"),
+        ("--set 1=2", "expected a setting as --set NAME=VALUE, got '1=2'"),
+        ("--set width=3", "to be made of the settings {'width': 3}, got TypeError"),
+        ("--settings none.toml", "expected settings as TOML at none.toml"),
+        ("--settings none.json", "expected a JSON file at none.json"),
+        ("--settings list.json", "expected an object of settings in list.json, got list"),
+        ("--part g_ema", "expected --weights beside --part, got none"),
+        ("--weights none.pt", "expected a generator's weights as a safetensors file at none.pt"),
+        ("--weights other.safetensors", "layer.weight is missing; layer.bias is missing; a is"),
+        ("--seed -1", "--seed"),
+        ("--latent-scale 0", "a scale above 0"),
+        ("--image-size 64", "expected --image-size of at most the module's own 8, got 64"),
+    ],
+)
+def test_a_network_that_cannot_be_wrapped(words, message, capsys):
+    Path("list.json").write_text("[]")
+    save_file({"a": torch.zeros(1)}, "other.safetensors")
+    # What is given here takes the place of the same option there.
+    option = words.replace("=", " ").split()[0]
+    usual = re.sub(rf"{option}[= ]\S+ ", "", WRAP)
+    assert main([*usual.split(), *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("wrapped").exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("nowhere:Painter", "to name an importable module"),
+        ("Painter", "expected a generator as package.module:Class, got 'Painter'"),
+        ("tests.outside:Pointer", "did you mean 'Painter'"),
+        ("tests.outside:Painter:8", "without '8'; give settings with --set NAME=VALUE"),
+        ("tests.outside:mine", "to be a torch.nn.Module, or what makes one, got Attack"),
+    ],
+)
+def test_what_is_no_network(spec, message, capsys):
+    assert main(["prior", "wrap", spec, *WRAP.split()[3:]]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("wrapped").exists()

@@ -9,8 +9,9 @@ from gradinv.errors import ConfigError, DataError, PriorError, StorageError
 from gradinv.files import load_tensors, read_json, save_tensors
 from gradinv.priors import embedded_prior, load_generator, training
 from gradinv.priors.dcgan import DCGAN
+from gradinv.priors.foreign import Adapted
 from gradinv.priors.gan import GanTrainer, TrainingConfig
-from gradinv.priors.generator import Adapted, load_card, save_generator
+from gradinv.priors.generator import load_card, save_generator
 from gradinv.priors.quality import measure_quality
 from gradinv.priors.samples import save_sample_grid
 from gradinv.priors.training import CHECKPOINT, LOG, train_prior

@@ -4,7 +4,7 @@ Functions here take what a caller holds, models and tensors, and write nothing u
 """
 
 from gradinv.api.auditing import AuditResult, DefenseVerdict, audit
-from gradinv.api.priors import learn_prior, load_prior, train_prior
+from gradinv.api.priors import learn_prior, load_prior, train_prior, wrap_prior
 from gradinv.api.updates import Found, invert, observe
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "load_prior",
     "observe",
     "train_prior",
+    "wrap_prior",
 ]

@@ -1,9 +1,11 @@
-"""``gradinv.load_prior``, ``train_prior`` and ``learn_prior``: what a server knows beforehand."""
+"""``gradinv.load_prior``, ``train_prior``, ``wrap_prior``, ``learn_prior``: what a server knows."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Num
@@ -21,10 +23,12 @@ from gradinv.models import save_weights
 from gradinv.models.wrappers import unwrapped_network
 from gradinv.priors import Generator
 from gradinv.priors.dcgan import untrained_dcgan
+from gradinv.priors.fitting import NO_LAYERS, save_wrapped, wrapped
 from gradinv.priors.footprint import require_training_fits
 from gradinv.priors.gan import TrainingConfig
+from gradinv.priors.generator import require_no_prior
 from gradinv.priors.trainer import Settings
-from gradinv.priors.training import TrainingProgress
+from gradinv.priors.training import CHECKPOINT, TrainingProgress
 from gradinv.priors.training import train_prior as train
 
 
@@ -106,6 +110,57 @@ def train_prior(
             command="gradinv.train_prior", callback=callback,
         )  # fmt: skip
     return generator
+
+
+def wrap_prior(
+    module: nn.Module,
+    *,
+    latent_shape: Sequence[int],
+    output_range: tuple[float | int, float | int] = (0.0, 1.0),
+    method: str = "forward",
+    latent_scale: float | int = 1.0,
+    image_size: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+) -> Generator:
+    """Makes a prior of a network from elsewhere, once it is known that attacks can search it.
+
+    >>> import gradinv, torch
+    >>> layers = torch.nn.Linear(8, 1024), torch.nn.Tanh(), torch.nn.Unflatten(1, (1, 32, 32))
+    >>> module = torch.nn.Sequential(*layers)
+    >>> gradinv.wrap_prior(module, latent_shape=[8], output_range=(-1, 1)).image_shape
+    (1, 32, 32)
+
+    Args:
+        module: maps (batch, *latent_shape) to (batch, channel, height, width), or to a tuple or an
+            object with a ``sample`` that is that. A copy is used, in eval mode.
+        latent_shape: shape of one latent, standard normal.
+        output_range: the values that mean black and white; (-1, 1) for a tanh output.
+        method: of the module that makes images: ``decode`` for an autoencoder.
+        latent_scale: what latents are multiplied by before the module gets them.
+        image_size: height and width to average its images to; its own by default.
+        settings: the keyword arguments that made the module; with ``out``, if there were any.
+        out: folder to save the prior in, which names the module's class.
+
+    Returns:
+        The prior. A warning names the attacks that cannot search its weights, if so; gifd needs a
+        sequence of layers.
+
+    Raises:
+        GradinvError: all that does not fit; it cannot be saved or loaded again.
+    """
+    low, high = output_range
+    found = wrapped(
+        module, latent_shape=tuple(latent_shape), output_range=(float(low), float(high)),
+        method=method, latent_scale=float(latent_scale), image_size=image_size, settings=settings,
+    )  # fmt: skip
+    for limit in set(found.limits) - {NO_LAYERS}:
+        warnings.warn(f"this prior cannot be used by {limit}", stacklevel=2)
+    if out is not None:
+        with output_folder(Path(out)) as folder:
+            require_no_prior(folder, CHECKPOINT)
+            save_wrapped(found, folder, command="gradinv.wrap_prior")
+    return found.prior
 
 
 def learn_prior(

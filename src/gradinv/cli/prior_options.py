@@ -72,6 +72,40 @@ class PriorTrain:
 
 
 @dataclass(frozen=True)
+class PriorWrap:
+    """Make a prior of a network from elsewhere: any torch.nn.Module from latents to images.
+
+    Checks at once that attacks can search it. Writes the prior, its card and samples.png. The
+    folder names the network's class, which must be importable wherever the prior is used.
+    """
+
+    network: Annotated[Positional[str], required("PACKAGE.MODULE:CLASS")]
+    """The network: its class, or a function that makes it."""
+    out: Annotated[str, arg(metavar="PRIOR")]
+    """The prior's folder."""
+    latent: Annotated[str, arg(metavar="N[,N,N]")]
+    """Shape of one latent, such as 128 or 100,1,1."""
+    range: Annotated[str, arg(metavar="BLACK,WHITE")] = "0,1"
+    """Values that mean black and white; --range=-1,1 for a tanh output."""
+    weights: Annotated[str | None, hint("as the network is made", "FILE")] = None
+    """Weights: safetensors, or a state_dict that PyTorch saved; nothing in the file is run."""
+    part: Annotated[str | None, hint("the only one", "NAME")] = None
+    """Which weights of the file, where it holds several, such as g_ema."""
+    set: Annotated[tuple[str, ...], hint("none", "NAME=VALUE")] = ()
+    """A setting that the network is made with, its value as JSON; may be repeated."""
+    settings: Annotated[str | None, hint("none", "FILE")] = None
+    """More of them, from a JSON or TOML file."""
+    method: Annotated[str, arg(metavar="NAME")] = "forward"
+    """Method that makes images: decode for an autoencoder."""
+    latent_scale: float = 1.0
+    """Standard deviation of the network's latents."""
+    image_size: Annotated[int | None, hint("the network's own", "N")] = None
+    """Side in pixels to average its images to."""
+    seed: int = 0
+    """Decides random weights, for a network without --weights."""
+
+
+@dataclass(frozen=True)
 class PriorShow:
     """Show a prior's card and write a picture of samples."""
 
@@ -87,10 +121,12 @@ class PriorShow:
 
 @dataclass(frozen=True)
 class Prior:
-    """Train a generative prior, or look at one."""
+    """Train a generative prior, make one of a network from elsewhere, or look at one."""
 
     command: Annotated[
-        Annotated[PriorTrain, subcommand("train")] | Annotated[PriorShow, subcommand("show")],
+        Annotated[PriorTrain, subcommand("train")]
+        | Annotated[PriorWrap, subcommand("wrap")]
+        | Annotated[PriorShow, subcommand("show")],
         OmitArgPrefixes,
         OmitSubcommandPrefixes,
     ]

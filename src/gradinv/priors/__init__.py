@@ -6,7 +6,8 @@ from gradinv.priors import dcgan as dcgan  # registers the architecture
 from gradinv.priors import flow as flow
 from gradinv.priors import stylegan2 as stylegan2  # and so do these
 from gradinv.priors import whitened as whitened
-from gradinv.priors.generator import Adapted, Generator, load_generator, prior_named
+from gradinv.priors.foreign import Adapted
+from gradinv.priors.generator import Generator, load_generator, prior_named
 
 EMBEDDED = Path(__file__).parent.parent / "assets" / "fashion_mnist_prior"
 

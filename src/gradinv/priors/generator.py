@@ -247,96 +247,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-@register("adapted")
-class Adapted(Generator):
-    """A foreign network as a prior: any module from latents to images.
-
-    It can be saved where its class can be imported. The folder then names that class, and loading
-    it imports the module that the class lies in: load priors of those you trust.
-
-    Args:
-        module: maps (batch, *latent_shape) to (batch, channel, height, width).
-        latent_shape: shape of one latent, standard normal.
-        image_shape: (channel, height, width) of one image.
-        output_range: the values that mean black and white; (-1, 1) for a tanh output.
-        settings: the keyword arguments that made the module, as JSON holds them.
-    """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        *,
-        latent_shape: tuple[int, ...],
-        image_shape: tuple[int, int, int],
-        output_range: tuple[float, float] = (0.0, 1.0),
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        self.module = module
-        self.latent_shape = latent_shape
-        self.image_shape = image_shape
-        self.output_range = output_range
-        self.settings = dict(settings or {})
-
-    def forward(
-        self, z: Float[Tensor, "batch *latent"]
-    ) -> Float[Tensor, "batch channel height width"]:
-        """Returns the module's output, rescaled to [0, 1]."""
-        low, high = self.output_range
-        return ((self.module(z) - low) / (high - low)).clamp(0, 1)
-
-    def config(self) -> dict[str, Any]:
-        """Returns the name of the module's class and what else makes this value.
-
-        Raises:
-            PriorError: nothing of that name can be imported, or it is another class.
-        """
-        kind = type(self.module)
-        spec = f"{kind.__module__}:{kind.__qualname__}"
-        if _module_class(spec) is not kind:
-            raise PriorError(
-                f"expected the class of the adapted module under its own name, got another at "
-                f"{spec}; define the class once in its module"
-            )
-        return {
-            "module": spec,
-            "settings": self.settings,
-            "latent_shape": list(self.latent_shape),
-            "image_shape": list(self.image_shape),
-            "output_range": list(self.output_range),
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Adapted":
-        """Returns the same with random weights.
-
-        Raises:
-            PriorError: the class of the module cannot be imported, or is none.
-            TypeError: settings that it does not take.
-        """
-        rest = dict(config)
-        kind, settings = _module_class(str(rest.pop("module", ""))), rest.pop("settings", {})
-        shapes = {key: tuple(value) for key, value in rest.items()}
-        return cls(kind(**settings), settings=settings, **shapes)
-
-
-def _module_class(spec: str) -> type[nn.Module]:
-    """Returns the class that a config names; nothing else is ever called."""
-    named = resolve(
-        spec,
-        {},
-        kind="generator class",
-        expected="a generator class as package.module:Class",
-        error=PriorError,
-    )
-    if not (isinstance(named.value, type) and issubclass(named.value, nn.Module)):
-        raise PriorError(
-            f"expected a subclass of torch.nn.Module named {spec!r}, got "
-            f"{type(named.value).__name__}; make the prior again"
-        )
-    return named.value
-
-
 def prior_named(spec: str) -> Generator:
     """Returns the prior that ``package.module:object`` names: a generator, or what makes one.
 
@@ -363,6 +273,6 @@ def prior_named(spec: str) -> Generator:
     if not isinstance(value, Generator):
         raise PriorError(
             f"expected {spec} to be a Generator, got {type(value).__name__}; wrap a network in "
-            "gradinv.priors.generator.Adapted"
+            "gradinv.priors.Adapted, or with 'gradinv prior wrap'"
         )
     return value.eval().requires_grad_(False)

@@ -9,6 +9,9 @@ from PIL import Image
 from gradinv.files import write_bytes
 from gradinv.priors.generator import Generator
 
+SAMPLES = "samples.png"
+"""In a prior's folder."""
+
 SAMPLES_A_ROW = 8
 """Columns of a grid, unless another number is asked for."""
 

@@ -16,7 +16,7 @@ from gradinv.errors import ConfigError
 from gradinv.files import load_tensors, save_tensors, write_json
 from gradinv.priors.generator import Generator, require_no_prior, save_generator
 from gradinv.priors.quality import Quality, measure_quality
-from gradinv.priors.samples import save_sample_grid
+from gradinv.priors.samples import SAMPLES, save_sample_grid
 from gradinv.priors.trainer import Settings, Trainer
 
 CHECKPOINT = Path("training") / "checkpoint.safetensors"
@@ -197,4 +197,4 @@ def _checkpoint(
     save_tensors(out / CHECKPOINT, trainer.state(), header)
     write_json(out / LOG, log)
     save_generator(trainer.average, out, card)
-    save_sample_grid(trainer.average, out / "samples.png")
+    save_sample_grid(trainer.average, out / SAMPLES)
