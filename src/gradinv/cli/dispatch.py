@@ -26,7 +26,7 @@ from gradinv.cli.options import (
     Watch,
     parse,
 )
-from gradinv.cli.prior_options import PriorTrain, PriorWrap
+from gradinv.cli.prior_options import PriorConvert, PriorTrain, PriorWrap
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -103,10 +103,12 @@ def _command(options: AnyCommand, arguments: Sequence[str]) -> Callable[[], None
 
             if isinstance(options.command, PriorTrain):
                 return partial(train, options.command, _shareable(arguments))
-            if isinstance(options.command, PriorWrap):
-                from gradinv.cli.wrapping import wrap
+            if isinstance(options.command, PriorWrap | PriorConvert):
+                from gradinv.cli.wrapping import convert, wrap
 
-                return partial(wrap, options.command, _shareable(arguments))
+                if isinstance(options.command, PriorWrap):
+                    return partial(wrap, options.command, _shareable(arguments))
+                return partial(convert, options.command, _shareable(arguments))
             return partial(show, options.command)
         case Data():
             from gradinv.cli.data import check

@@ -106,6 +106,25 @@ class PriorWrap:
 
 
 @dataclass(frozen=True)
+class PriorConvert:
+    """Make a prior of a published StyleGAN2 checkpoint; nothing in the file is run.
+
+    Takes pickles of NVIDIA's stylegan2-ada-pytorch and .pt files of rosinality's stylegan2-pytorch,
+    unconditional. Writes the prior, its card, samples.png and conversion.json, which lists every
+    tensor with its name in the file and its shape.
+    """
+
+    checkpoint: Annotated[Positional[str], required("FILE")]
+    """The checkpoint."""
+    out: Annotated[str, arg(metavar="PRIOR")]
+    """The prior's folder."""
+    image_size: Annotated[int | None, hint("the network's own", "N")] = None
+    """Side in pixels to average its images to."""
+    truncation: float = 1.0
+    """Share of the way from the average style that styles go; 1 for all of it."""
+
+
+@dataclass(frozen=True)
 class PriorShow:
     """Show a prior's card and write a picture of samples."""
 
@@ -126,6 +145,7 @@ class Prior:
     command: Annotated[
         Annotated[PriorTrain, subcommand("train")]
         | Annotated[PriorWrap, subcommand("wrap")]
+        | Annotated[PriorConvert, subcommand("convert")]
         | Annotated[PriorShow, subcommand("show")],
         OmitArgPrefixes,
         OmitSubcommandPrefixes,

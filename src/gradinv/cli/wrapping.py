@@ -1,5 +1,6 @@
-"""``gradinv prior wrap``: a network from elsewhere as a prior."""
+"""``gradinv prior wrap`` and ``convert``: a network from elsewhere as a prior."""
 
+import hashlib
 import json
 import tomllib
 from pathlib import Path
@@ -8,18 +9,23 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from gradinv.cli.prior_options import PriorWrap
+from gradinv.cli.prior_options import PriorConvert, PriorWrap
+from gradinv.environment import revision, versions
 from gradinv.errors import ConfigError
-from gradinv.files import output_folder, read_json
+from gradinv.files import output_folder, read_json, write_json
 from gradinv.models.weights import fill_weights, unwrapped
 from gradinv.priors.checkpoints import read_weights
 from gradinv.priors.fitting import save_wrapped, wrapped
 from gradinv.priors.foreign import module_named
-from gradinv.priors.generator import require_no_prior
-from gradinv.priors.samples import SAMPLES
+from gradinv.priors.generator import require_no_prior, save_generator
+from gradinv.priors.samples import SAMPLES, save_sample_grid
+from gradinv.priors.stylegan2.published import read_published
 from gradinv.priors.training import CHECKPOINT
 from gradinv.report.text import print_line
 from gradinv.seeds import require_seed
+
+CONVERSION = "conversion.json"
+"""In the folder of a converted prior: its tensors, and what they were called."""
 
 
 def wrap(options: PriorWrap, command: str) -> None:
@@ -68,6 +74,45 @@ def wrap(options: PriorWrap, command: str) -> None:
         print_line(console, f"left out, because no image depends on it: {', '.join(dropped)}")
     for limit in found.limits:
         print_line(console, f"cannot be used by {limit}")
+    print_line(console, f"{out}, samples in {out / SAMPLES}")
+
+
+def convert(options: PriorConvert, command: str) -> None:
+    """Makes the prior's folder of a published checkpoint.
+
+    Args:
+        options: the command line's.
+        command: for the card.
+
+    Raises:
+        GradinvError: the file is missing, broken or of another architecture, or the folder holds a
+            prior.
+    """
+    path = Path(options.checkpoint)
+    found = read_published(path, truncation=options.truncation, shown_size=options.image_size)
+    card = {
+        "state": "converted",
+        "network": f"StyleGAN2 in {found.layout}'s names",
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "command": command,
+        "revision": revision(),
+        "versions": versions(),
+    }
+    taken = [
+        {"name": name, "in_file": found.names[name], "shape": list(value.shape)}
+        for name, value in found.generator.state_dict().items()
+    ]
+    with output_folder(Path(options.out)) as out:
+        require_no_prior(out, out / CHECKPOINT)
+        write_json(out / CONVERSION, {"layout": found.layout, "tensors": taken})
+        save_sample_grid(found.generator, out / SAMPLES, rows=2)
+        save_generator(found.generator, out, card)
+    console = Console()
+    of_its_own, side = found.generator.image_size, found.generator.image_shape[1]
+    shown = "" if side == of_its_own else f", averaged to {side}x{side}"
+    print_line(console, f"{card['network']}: {of_its_own}x{of_its_own} pixels{shown}")
+    print_line(console, f"{len(taken)} tensors taken over, listed in {out / CONVERSION}")
     print_line(console, f"{out}, samples in {out / SAMPLES}")
 
 

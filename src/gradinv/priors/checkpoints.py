@@ -34,6 +34,15 @@ def read_weights(path: Path, part: str | None = None) -> dict[str, Tensor]:
         StorageError: missing, broken, a pickle of more than tensors, no weights or several sets of
             them and ``part`` names none.
     """
+    return _chosen(weight_sets(path), Path(path), part)
+
+
+def weight_sets(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Returns every set of named tensors in a file, by where it lies; "" for the file itself.
+
+    Raises:
+        StorageError: missing, broken, or a pickle of more than tensors.
+    """
     path = Path(path)
     start = b""
     if path.is_file():
@@ -42,10 +51,8 @@ def read_weights(path: Path, part: str | None = None) -> dict[str, Tensor]:
     # The header of a safetensors file begins with its length, which may be any bytes.
     if not start.startswith(_PYTORCH) or start[8:9] == b"{":
         tensors, _ = load_tensors(path, what="a generator's weights", foreign=True)
-        found = {"": tensors}
-    else:
-        found = dict(_sets(_unpickled(path)))
-    return _chosen(found, path, part)
+        return {"": tensors}
+    return dict(_sets(_unpickled(path)))
 
 
 def _unpickled(path: Path) -> Any:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -184,6 +185,8 @@ class StyleGAN2(Generator):
             images depend on more than their latents.
         output: "sigmoid" of the colours, or colours from [-1, 1] "clamp"ed, as published weights
             have it.
+        shown_size: height and width to average the images to, as an attack on smaller ones does;
+            their own by default.
 
     Raises:
         PriorError: sizes that cannot be.
@@ -202,6 +205,7 @@ class StyleGAN2(Generator):
         truncation: float = 1.0,
         noise: Noise = "fixed",
         output: Output = "sigmoid",
+        shown_size: int | None = None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -218,6 +222,13 @@ class StyleGAN2(Generator):
                 f"expected noise {', '.join(get_args(Noise))} and output "
                 f"{', '.join(get_args(Output))}, got {noise} and {output}; mend the settings"
             )
+        if shown_size is not None and not (
+            type(shown_size) is int and 1 <= shown_size <= image_size
+        ):
+            raise PriorError(
+                f"expected images to be averaged to at most their own {image_size} pixels, got "
+                f"{shown_size}; choose a smaller --image-size"
+            )
         if not 0 <= truncation <= 1:
             raise PriorError(
                 f"expected a truncation from 0 to 1, got {truncation}; take 1 for none"
@@ -225,14 +236,16 @@ class StyleGAN2(Generator):
         self.mapping = Mapping(latent_dim, latent_dim, mapping_layers)
         self.synthesis = Synthesis(image_size, channels, base_channels, latent_dim)
         self.latent_shape = (latent_dim,)
-        self.image_shape = (channels, image_size, image_size)
+        shown = shown_size or image_size
+        self.image_shape = (channels, shown, shown)
+        self.image_size, self.shown_size = image_size, shown_size
         self.base_channels, self.mapping_layers = base_channels, mapping_layers
         self.truncation, self.noise, self.output = truncation, noise, output
 
     def config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {
-            "image_size": self.image_shape[1],
+            "image_size": self.image_size,
             "channels": self.image_shape[0],
             "base_channels": self.base_channels,
             "latent_dim": self.latent_shape[0],
@@ -240,6 +253,7 @@ class StyleGAN2(Generator):
             "truncation": self.truncation,
             "noise": self.noise,
             "output": self.output,
+            **({} if self.shown_size is None else {"shown_size": self.shown_size}),
         }
 
     @property
@@ -256,9 +270,12 @@ class StyleGAN2(Generator):
 
     def bounded(
         self, colors: Float[Tensor, "batch channel height width"]
-    ) -> Float[Tensor, "batch channel height width"]:
+    ) -> Float[Tensor, "batch channel shown_height shown_width"]:
         """Returns the images in [0, 1] that the colours of the synthesis network stand for."""
-        return torch.sigmoid(colors) if self.output == "sigmoid" else (colors / 2 + 0.5).clamp(0, 1)
+        images = (
+            torch.sigmoid(colors) if self.output == "sigmoid" else (colors / 2 + 0.5).clamp(0, 1)
+        )
+        return images if self.shown_size is None else F.adaptive_avg_pool2d(images, self.shown_size)
 
     def forward(
         self, z: Float[Tensor, "batch latent"]
