@@ -216,11 +216,15 @@ class Plan:
     costs: Costs
 
 
-def version_of(setup: Setup) -> str:
-    """Returns the hash of an attack as it meets a case's first update."""
-    (attack,) = setup.server.attacks.values()
-    described = attack.resolved(_first(setup), setup.model, setup.server.prior).describe()
-    content = json.dumps([described, setup.identity()["inputs"]["prior"]], sort_keys=True)
+def version_of(setups: Sequence[Setup]) -> str:
+    """Returns the hash of an attack as it meets each network's first update."""
+    found = []
+    for setup in setups:
+        (attack,) = setup.server.attacks.values()
+        own = attack.resolved(_first(setup), setup.model, setup.server.prior).describe()
+        if own not in found:
+            found.append(own)
+    content = json.dumps([*found, setups[0].identity()["inputs"]["prior"]], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -236,8 +240,8 @@ def folder_of(case: Case, entry: Entry, version: str) -> Path:
 
 def planned(case: Case, entry: Entry) -> tuple[Path, Plan]:
     """Returns the folder of an attack's present version and how it is run, measured once."""
-    setup = prepare(case.config(NETWORKS[0], entry))
-    version = version_of(setup)
+    setup, *others = [prepare(case.config(network, entry)) for network in NETWORKS]
+    version = version_of([setup, *others])
     folder = folder_of(case, entry, version)
     if (folder / "plan.json").exists():
         kept = read_json(folder / "plan.json")

@@ -9,6 +9,7 @@ from PIL import Image
 from benchmarks import frozen
 from benchmarks.frozen import (
     ENTRIES,
+    NETWORKS,
     UPDATES,
     Case,
     Entry,
@@ -164,3 +165,12 @@ def test_other_batches_are_refused_before_anything_is_measured(case):
     with pytest.raises(DataError, match="expected the batches others of noise init-0, got"):
         measure(case, Entry("gi-x"), known={}, freeze=False)
     assert rows_of(case, Entry("gi-x")) == []
+
+
+def test_a_version_is_what_the_attack_does_on_every_network(case, monkeypatch):
+    alone = {spec: planned(case, Entry(spec))[1].version for spec in ("gi-x", "gi-x:published")}
+    train = next(network for network in NETWORKS if network.mode == "train")
+    monkeypatch.setattr(frozen, "NETWORKS", (NETWORKS[0], train))
+    # gi-x has settings of its own for batch norm in train mode; the published numbers are one set.
+    assert planned(case, Entry("gi-x"))[1].version != alone["gi-x"]
+    assert planned(case, Entry("gi-x:published"))[1].version == alone["gi-x:published"]
