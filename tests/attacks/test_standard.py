@@ -13,6 +13,7 @@ from gradinv.attacks.search.spaces import Solution
 from gradinv.attacks.standard import Standard
 from gradinv.data import ClientBatch
 from gradinv.errors import ConfigError
+from gradinv.priors.flow.prior import FlowPrior
 from tests.attacks.tiny import tiny_batch, tiny_observation, tiny_prior, tiny_victim
 
 
@@ -98,6 +99,21 @@ def test_what_is_shown_is_the_mean_of_restarts_that_match_about_as_well(
         images = seen[-1].images[found.objective.argsort()[:near]]
         torch.testing.assert_close(found.images, images.mean(0).clamp(0, 1))
         torch.testing.assert_close(found.images, found.stages[-1].images)
+
+
+@pytest.mark.parametrize("defense", ["none", "sparsify:0.8", "noise:0.01"])
+def test_a_prior_that_denoises_is_used_as_a_denoiser(victim, defense):
+    update = tiny_observation(victim, tiny_batch(), defense=defense)
+    size = update.image_shape[1]
+    prior = FlowPrior(image_size=size, channels=update.image_shape[0], base_channels=8).eval()
+    own = preset("standard").resolved(update, victim, prior)
+    assert own.stages == preset("gi-x+flow").resolved(update, victim, prior).stages
+    assert own.restarts == 1
+    assert preset("standard").with_restarts(3).resolved(update, victim, prior).restarts == 3
+    twice = preset("standard").scaled(2.0).resolved(update, victim, prior)
+    assert twice.total_steps == 2 * own.total_steps
+    found = invert(update, victim, preset("standard").scaled(0.01), prior=prior)
+    assert [stage.name for stage in found.stages] == ["x"]
 
 
 class FixedCosts:

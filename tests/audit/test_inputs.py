@@ -9,7 +9,7 @@ from gradinv.audit import inputs
 from gradinv.audit.inputs import load_model, load_prior, resolve_device
 from gradinv.audit.setup import prepare
 from gradinv.errors import ConfigError
-from gradinv.priors import load_generator
+from gradinv.priors import SHIPPED, load_generator
 from tests.audit.world import config
 
 
@@ -23,8 +23,10 @@ def test_cuda_must_be_there(monkeypatch):
 
 
 def test_the_embedded_prior_comes_with_the_embedded_images_alone(monkeypatch):
-    stand_in = load_generator(Path("prior"))
-    monkeypatch.setattr(inputs, "embedded_prior", lambda: stand_in)
+    stand_in, load = load_generator(Path("prior")), inputs.load_generator
+    monkeypatch.setattr(
+        inputs, "load_generator", lambda p: stand_in if p == SHIPPED["embedded"] else load(p)
+    )
     assert prepare(config(data=None, attack=("gi-z",))).server.prior is stand_in
     # An attack without a prior does not load one.
     assert prepare(config(data=None)).server.prior is None
@@ -49,3 +51,10 @@ def test_a_normalisation_of_other_channels():
             mean="0.5",
             std="0.5",
         )
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_priors_that_the_package_has_go_by_their_words(name):
+    prior = load_prior(name, device=torch.device("cpu"), embedded=False)
+    assert prior is not None
+    assert prior.image_shape[1:] == (32, 32)

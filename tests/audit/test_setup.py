@@ -8,6 +8,7 @@ from gradinv.attacks import preset
 from gradinv.audit import inputs
 from gradinv.audit.cell import check_runnable
 from gradinv.audit.inputs import check_prior_fits, load_inputs
+from gradinv.audit.plan import DEFAULT_ATTACKS, cells_of
 from gradinv.audit.setup import adjusted, prepare, require_prior
 from gradinv.errors import (
     AttackError,
@@ -21,6 +22,8 @@ from gradinv.errors import (
 from gradinv.evaluation.lpips import Lpips
 from gradinv.models import build_model, save_weights
 from gradinv.priors import load_generator
+from gradinv.priors.flow.prior import FlowPrior
+from gradinv.priors.generator import save_generator
 from tests.audit.world import config
 
 TINY = {"num_classes": 3, "channels": 1, "image_size": 32, "seed": 0}
@@ -179,3 +182,16 @@ def test_the_notes_say_what_a_reader_must_know():
     assert "the network has no batch norm" in " ".join(
         prepare(config(model="tiny_net:plain")).notes()
     )
+
+
+def test_with_a_prior_that_denoises_nobody_searches_its_latents_unasked():
+    save_generator(FlowPrior(image_size=12, channels=1, base_channels=8), Path("flow"), {})
+    usual = prepare(config(attack=(), prior="flow", image_size=12))
+    assert list(usual.server.attacks) == list(usual.config.attack) == ["gi-x", "standard"]
+    assert any(note.startswith("gi-z/w was left out: the prior") for note in usual.notes())
+    assert {cell.attack for cell in cells_of(usual.config)} == {"gi-x", "standard", "candidates"}
+    asked = prepare(config(attack=("gi-x", "gi-z"), prior="flow", image_size=12))
+    assert list(asked.server.attacks) == ["gi-x", "gi-z"]
+    other = prepare(config(attack=(), prior="prior"))
+    assert list(other.server.attacks) == list(DEFAULT_ATTACKS)
+    assert not any("was left out: the prior" in note for note in other.notes())

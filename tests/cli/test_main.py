@@ -191,8 +191,8 @@ TINY = "--data images --channels 1 --model tiny_net:make --batch-size 1 --device
         (
             "--attack gi-z",
             "a prior for gi-z, got none",
-            "pass --prior DIR (make one with 'gradinv prior train'), or choose an attack without "
-            "one, such as --attack gi-x",
+            "pass --prior DIR (make one with 'gradinv prior train'; natural for 32x32 pixels in "
+            "colour), or choose an attack without one, such as --attack gi-x",
         ),
     ],
 )

@@ -7,8 +7,9 @@ import torch
 from gradinv.cli import main
 from gradinv.errors import ConfigError, DataError, PriorError, StorageError
 from gradinv.files import load_tensors, read_json, save_tensors
-from gradinv.priors import embedded_prior, load_generator, training
+from gradinv.priors import SHIPPED, embedded_prior, load_generator, training
 from gradinv.priors.dcgan import DCGAN
+from gradinv.priors.flow.prior import FlowPrior
 from gradinv.priors.foreign import Adapted
 from gradinv.priors.gan import GanTrainer, TrainingConfig
 from gradinv.priors.generator import load_card, save_generator
@@ -224,6 +225,24 @@ def test_a_foreign_generator_is_adapted(generator):
     images = prior(prior.sample_latents(7, generator))
     assert images.shape == (7, 1, 4, 4)
     assert 0 <= images.min() < 0.5 < images.max() <= 1
+
+
+def test_the_flow_of_natural_images_denoises_and_is_small(generator):
+    prior = load_generator(SHIPPED["natural"])
+    assert isinstance(prior, FlowPrior)
+    assert prior.image_shape == (3, 32, 32)
+    weights = SHIPPED["natural"] / "model.safetensors"
+    assert weights.stat().st_size < 8e6
+    assert load_card(SHIPPED["natural"])["weights"] == "rounded to 16 bits"
+    # A smooth picture under noise comes back nearer to itself than any scaling of what was seen.
+    ramp = torch.linspace(-0.8, 0.8, 32)
+    picture = (ramp[None, :] * ramp[:, None]).expand(4, 3, 32, 32)
+    noise = torch.randn(picture.shape, generator=generator)
+    seen = 0.5 * noise + 0.5 * picture
+    with torch.no_grad():
+        found = prior.denoise(seen, torch.full((4,), 0.5))
+    scaled = seen * (seen * picture).sum() / seen.square().sum()
+    assert (found - picture).square().mean() < (scaled - picture).square().mean() / 4
 
 
 def test_the_embedded_prior_is_small_and_makes_pictures(generator):

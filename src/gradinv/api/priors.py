@@ -42,7 +42,8 @@ def load_prior(path: str | Path, *, device: torch.device | str = "cpu") -> Gener
 
     Args:
         path: a folder that ``gradinv prior train`` or :func:`train_prior` made, ``embedded`` for
-            the one of Fashion-MNIST that the package has, or ``package.module:object``.
+            the one of Fashion-MNIST that the package has, ``natural`` for its flow of natural
+            images, or ``package.module:object``.
         device: where to put it.
 
     Raises:

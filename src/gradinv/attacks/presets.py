@@ -7,7 +7,6 @@ and where the TV weights and learning rates come from. ``preset("gi-x:tv=0.03")`
 from gradinv.attacks.analytic import AnalyticAttack
 from gradinv.attacks.attack import Adam, Attack, Stage
 from gradinv.attacks.search.consensus import GroupConsistency
-from gradinv.attacks.search.denoising import Denoising
 from gradinv.attacks.search.evolution import CMA
 from gradinv.attacks.search.features import Features
 from gradinv.attacks.search.lbfgs import LBFGS
@@ -17,10 +16,10 @@ from gradinv.attacks.search.regularizers import (
     LatentKL,
     TotalVariation,
 )
-from gradinv.attacks.search.schedules import Constant, CosineDecay, StepDecay
+from gradinv.attacks.search.schedules import Constant, StepDecay
 from gradinv.attacks.search.spaces import OfGenerator, Pixels
 from gradinv.attacks.settings import Tuned, settings_of, with_settings
-from gradinv.attacks.standard import VERSION, Standard
+from gradinv.attacks.standard import VERSION, Standard, denoised
 from gradinv.engine.distances import SquaredL2
 from gradinv.errors import AttackError, ConfigError
 from gradinv.resolve import resolve
@@ -34,15 +33,6 @@ UNTRAINED_W = OfGenerator(weights=True, pretrained=False)
 def _x(steps: int, tv: float, *, lr: float = 0.1, signed: bool = True) -> Stage:
     """Pixels (Geiping et al. 2020): Adam 0.1 on the sign of the gradient, box, step decay."""
     return Stage(Pixels(), steps, Adam(lr, signed=signed), StepDecay(), (TotalVariation(tv),))
-
-
-def _denoised(steps: int) -> Stage:
-    """Pixels, moved to what a denoiser takes them for every few steps (*ours*)."""
-    # Between the best of both image sets and defences: results/tuning-*-flow.json.
-    moved = Denoising(every=5, share=0.35, first=0.12, last=0.965)
-    return Stage(
-        Pixels(), steps, Adam(0.8), CosineDecay(), (TotalVariation(7e-4),), denoising=moved
-    )
 
 
 def _z(steps: int, tv: float = 1e-3, *, keep: int | None = None) -> Stage:
@@ -81,7 +71,7 @@ _ATTACKS = (
     Attack("dlg", (_dlg(soft_labels=True),), SquaredL2(), restarts=4, reference=_ZHU),
     Attack("idlg", (_dlg(soft_labels=False),), SquaredL2(), restarts=4, reference=_ZHAO),
     Tuned.of(Attack("gi-x", (_x(1200, 1e-2),), reference=_GEIPING)),
-    Attack("gi-x+flow", (_denoised(600),), reference="ours, after Martin et al. 2025, PnP-Flow"),
+    denoised(600, "ours, after Martin et al. 2025, PnP-Flow"),
     Attack("gi-x-unsigned", (_x(1200, 1e-2, signed=False),), reference=f"{_JEON}: code of GI-x"),
     Attack(
         "gi-x+bn",

@@ -24,7 +24,7 @@ from gradinv.evaluation.lpips import Lpips
 from gradinv.federated import Defense, parse_defense, trainable
 from gradinv.models import build_model, load_weights, normalized_outside
 from gradinv.models.footprint import require_fits
-from gradinv.priors import Generator, embedded_prior, load_generator, prior_named
+from gradinv.priors import SHIPPED, Generator, load_generator, prior_named
 from gradinv.resolve import names_object
 
 WEIGHTS = "Weights:"
@@ -251,8 +251,8 @@ def load_prior(path: str | None, *, device: torch.device, embedded: bool) -> Gen
     """Returns the generator in ``path``, the embedded one, or none.
 
     Args:
-        path: a prior's folder, ``package.module:object``, or the word ``embedded``; None for what
-            ``embedded`` says.
+        path: a prior's folder, ``package.module:object``, or the word of a prior that the package
+            has: ``embedded``, ``natural``; None for what ``embedded`` says.
         device: where to put it.
         embedded: whether to take the embedded one without a path.
 
@@ -260,10 +260,12 @@ def load_prior(path: str | None, *, device: torch.device, embedded: bool) -> Gen
         PriorError: it cannot be loaded.
         StorageError: a file in the folder is not what it should be.
     """
-    if path == EMBEDDED or (path is None and embedded):
-        return embedded_prior().to(device)
+    if path is None and embedded:
+        path = EMBEDDED
     if path is None:
         return None
+    if path in SHIPPED:
+        return load_generator(SHIPPED[path]).to(device)
     outside = names_object(path) and not Path(path).exists()
     return (prior_named(path) if outside else load_generator(Path(path))).to(device)
 

@@ -93,7 +93,7 @@ class AuditConfig:
     prior: Annotated[
         str | None, _hint("the embedded one for the embedded images, none for others", "DIR")
     ] = None
-    """The server's generator: a folder of a prior, embedded, or package.module:object."""
+    """The server's generator: a prior's folder, embedded, natural, or package.module:object."""
     candidates: int = 64
     """Images that candidate search chooses among for each image, itself included."""
     rounds: int = 1

@@ -3,6 +3,7 @@
 The three sides are separate values: what the client holds never lies beside what the server uses.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from gradinv.attacks import AnalyticAttack, Attack, rank_analysis
 from gradinv.attacks.recursion.ranks import rank_sentence
 from gradinv.audit.budget import budget_note, budgets
 from gradinv.audit.inputs import Inputs, check_prior_fits, load_inputs, model_info
-from gradinv.audit.plan import AuditConfig, Cell, derive_seed
+from gradinv.audit.plan import DEFAULT_ATTACKS, AuditConfig, Cell, derive_seed
 from gradinv.audit.protocol import local_training_note, protocol_of, reveal_of
 from gradinv.audit.ways import way_notes
 from gradinv.data import ClientBatch, ImageSet, fingerprint_batches
@@ -37,6 +38,7 @@ from gradinv.evaluation.metrics import SSIM_WINDOW
 from gradinv.federated import Defense, FedAvg, Protocol, Reveal
 from gradinv.models import batch_norm_layers, fingerprint
 from gradinv.priors import Generator
+from gradinv.priors.generator import Denoiser
 
 RESPONSIBLE_USE = "This audits data that its user holds."
 
@@ -261,7 +263,7 @@ def prepare(config: AuditConfig, inputs: Inputs | None = None) -> Setup:
         GradinvError: one of them, with what to do.
     """
     require_scorable(config.image_size)
-    inputs = inputs or load_inputs(config)
+    config, inputs = _suited(config, inputs or load_inputs(config))
     images = inputs.images
     batches = images.batches(batch_size=config.batch_size, count=config.batches, seed=config.seed)
     for name, attack in inputs.attacks.items():
@@ -291,6 +293,25 @@ def prepare(config: AuditConfig, inputs: Inputs | None = None) -> Setup:
             inputs.metrics,
         ),
         loaded=inputs.notes,
+    )
+
+
+def _suited(config: AuditConfig, inputs: Inputs) -> tuple[AuditConfig, Inputs]:
+    """Leaves the search of latents out where nobody chose the attacks and the prior denoises.
+
+    An image of such a prior takes many evaluations of its network; ``standard`` makes more of it.
+    """
+    if config.attack != DEFAULT_ATTACKS or not isinstance(inputs.prior, Denoiser):
+        return config, inputs
+    attacks = {name: own for name, own in inputs.attacks.items() if not own.needs_prior}
+    left = ", ".join(name for name in inputs.attacks if name not in attacks)
+    note = (
+        f"{left} was left out: the prior denoises, which standard uses; searching its latents "
+        f"takes many times as long and finds less (--attack {left} runs it)."
+    )
+    return (
+        dataclasses.replace(config, attack=tuple(attacks)),
+        dataclasses.replace(inputs, attacks=attacks, notes=(*inputs.notes, note)),
     )
 
 
@@ -341,7 +362,8 @@ def require_prior(name: str, attack: Attack, prior: Generator | None) -> None:
     if attack.needs_prior and prior is None:
         raise AttackError(
             f"expected a prior for {name}, got none; pass --prior DIR (make one with 'gradinv "
-            "prior train'), or choose an attack without one, such as --attack gi-x"
+            "prior train'; natural for 32x32 pixels in colour), or choose an attack without one, "
+            "such as --attack gi-x"
         )
 
 

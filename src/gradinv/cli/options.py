@@ -54,7 +54,7 @@ class Invert:
     attack: Annotated[str, arg(metavar="NAME")] = "gi-z/w"
     """The attack, such as gi-x, gi-z, gi-w, gi-z/x or gi-z/w."""
     prior: Annotated[str | None, hint("none", "DIR")] = None
-    """The generator: a folder made by 'gradinv prior train', or the word embedded."""
+    """The generator: a folder made by 'gradinv prior train', embedded or natural."""
     steps_scale: float = 1.0
     """Multiplies the steps of every stage."""
     restarts: Annotated[int | None, hint("the attack's own", "N")] = None

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradinv.api.progress import WorkProgress, left_words
-from gradinv.audit.inputs import EMBEDDED, resolve_device
+from gradinv.audit.inputs import resolve_device
 from gradinv.cli.listening import listening
 from gradinv.cli.prior_options import PriorShow, PriorTrain
 from gradinv.cli.stopping import stop_if
@@ -17,8 +17,7 @@ from gradinv.data import load_images
 from gradinv.errors import ConfigError
 from gradinv.files import output_folder
 from gradinv.models.footprint import outputs_bytes
-from gradinv.priors import EMBEDDED as EMBEDDED_FOLDER
-from gradinv.priors import load_generator
+from gradinv.priors import SHIPPED, load_generator
 from gradinv.priors.architectures import training_settings
 from gradinv.priors.footprint import require_training_fits
 from gradinv.priors.generator import load_card
@@ -139,7 +138,7 @@ def show(options: PriorShow) -> None:
     if options.rows < 1:
         raise ConfigError(f"expected --rows of at least 1, got {options.rows}; raise it")
     require_seed(options.seed, "--seed")
-    folder = EMBEDDED_FOLDER if options.prior == EMBEDDED else Path(options.prior)
+    folder = SHIPPED.get(options.prior, Path(options.prior))
     generator = load_generator(folder)
     count = options.rows * SAMPLES_A_ROW
     needed = outputs_bytes(generator, (1, *generator.latent_shape)) * count

@@ -129,7 +129,7 @@ class PriorShow:
     """Show a prior's card and write a picture of samples."""
 
     prior: Annotated[Positional[str], arg(metavar="PRIOR")] = "embedded"
-    """The prior's folder, or the word embedded."""
+    """The prior's folder, or one that the package has: embedded, natural."""
     out: Annotated[str | None, hint("<name of the prior>-samples.png", "FILE")] = None
     """Where to write the picture."""
     rows: int = 8
@@ -190,7 +190,7 @@ class LearnPrior:
     rounds_watched: Annotated[int | None, hint("all", "N")] = None
     """Learn from the updates of the first N rounds alone."""
     start: Annotated[str | None, hint("an untrained generator", "DIR")] = None
-    """The prior to start from: a folder, or the word embedded."""
+    """The prior to start from: a folder, embedded or natural."""
     base_channels: int = 48
     """Width of the untrained generator."""
     latent: int = 128

@@ -34,7 +34,7 @@ class Shown(StrEnum):
     PART = "part"
     """What a sparsification left of it."""
     TRAIN = "train"
-    """All of it, of a network whose batch norm looks at the whole batch."""
+    """All or a part of it, of a network whose batch norm looks at the whole batch."""
     NOISE = "noise"
     """It lies under noise."""
 
@@ -43,12 +43,13 @@ class Shown(StrEnum):
         """Returns what a server that knows defences and mode can tell of an update."""
         if noise_of(observation.defenses):
             return cls.NOISE
+        layers = batch_norm_layers(model)
+        if layers and observation.protocol.mode == "train":
+            return cls.TRAIN
         if observation.sparsity_mask is not None:
             return cls.PART
-        if not (layers := batch_norm_layers(model)):
+        if not layers:
             return cls.WHOLE
-        if observation.protocol.mode == "train":
-            return cls.TRAIN
         return cls.SHALLOW if len(layers) <= _SHALLOW else cls.WHOLE
 
 
