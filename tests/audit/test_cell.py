@@ -158,7 +158,7 @@ def test_a_cell_is_matched_measured_and_stored(monkeypatch, tmp_path):
         assert image["mse"] == 0
         assert image["rank"] == 0
         assert image["decoys"] > 0
-        assert image["lpips"] is None
+        assert image["lpips"] == pytest.approx(0, abs=1e-4)
         assert image["ssim"] == pytest.approx(1, abs=1e-5)
     tensors, header = load_tensors(store.tensors_path(CELL), what="a cell")
     assert set(tensors) == {"original", "reconstruction", "stage/0/images", "stage/0/cost"}

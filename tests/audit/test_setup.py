@@ -151,7 +151,7 @@ def test_lpips_that_cannot_see_so_small_images_is_refused_at_once(monkeypatch):
         def __call__(self, preds, target):
             raise DataError("expected images of at least 17x17 pixels for LPIPS, got 8x8")
 
-    monkeypatch.setattr(inputs, "Lpips", Blind)
+    monkeypatch.setattr(inputs, "lpips_for", lambda *_: Blind("w.npz"))
     with pytest.raises(DataError, match="for LPIPS"):
         prepare(config(lpips_weights="w.npz"))
 
@@ -173,7 +173,9 @@ def test_the_identity_follows_whatever_decides_the_results():
 def test_the_notes_say_what_a_reader_must_know():
     notes = " ".join(prepare(config(batches=1, seconds=2.0, reveal_bn="running")).notes())
     assert "This audits data that its user holds." in notes
-    assert "LPIPS is absent" in notes
+    assert "LPIPS" not in notes
+    small = prepare(config(image_size=16, prior=None)).notes()
+    assert "LPIPS is absent: its network needs images of at least 17 pixels a side." in small
     assert "the running batch-norm statistics" in notes
     assert "they need at least 2 batches" in notes
     assert "limited to 2 s each" in notes

@@ -164,7 +164,8 @@ def test_the_audit_has_the_keys_of_the_contract():
         "prior samples",
         "placebo",
     ]
-    assert any("LPIPS is absent" in note for note in audit["notes"])
+    assert not any("LPIPS is absent" in note for note in audit["notes"])
+    assert all(row["lpips_mean"] > 0 for row in audit["baselines"])
     assert not any("The undefended update was left out" in note for note in audit["notes"])
     json.dumps(audit, allow_nan=False)
 

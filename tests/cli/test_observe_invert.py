@@ -17,13 +17,13 @@ from gradinv.api.progress import AuditProgress
 from gradinv.audit import cell as cell_module
 from gradinv.audit import inversion as inversion_module
 from gradinv.audit.cell import observe_planned
-from gradinv.audit.inputs import load_prior
 from gradinv.audit.plan import Cell, derive_seed
 from gradinv.audit.runner import run_audit
 from gradinv.audit.setup import prepare
 from gradinv.cli import main
 from gradinv.federated import FedAvg, Observation
 from gradinv.files import load_tensors, save_tensors
+from gradinv.priors import SHIPPED, load_generator
 from gradinv.priors.dcgan import DCGAN
 from gradinv.priors.generator import save_generator
 from tests.audit.world import config
@@ -355,16 +355,16 @@ def test_the_sum_of_several_clients_is_refused_before_a_folder_is_made(update, c
 
 
 def test_the_embedded_prior_can_be_named(update, capsys, monkeypatch):
-    called = []
+    called, load = [], load_generator
 
-    def stand_in():
-        called.append(1)
-        return load_prior("prior", device=torch.device("cpu"), embedded=False)
+    def stand_in(folder):
+        called.append(folder)
+        return load(Path("prior"))
 
-    monkeypatch.setattr("gradinv.audit.inputs.embedded_prior", stand_in)
+    monkeypatch.setattr("gradinv.audit.inputs.load_generator", stand_in)
     arguments = ["--attack", "gi-z", "--prior", "embedded", "--restarts", "1", "--out", "i"]
     assert main(changed(INVERT, arguments)) == 0
-    assert called == [1]
+    assert called == [SHIPPED["embedded"]]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""LPIPS: published check values where the weights are given, the rest with random ones."""
+"""LPIPS: published check values with the package's weights, the rest with random ones."""
 
 import hashlib
-import os
 from importlib import resources
 
 import numpy as np
@@ -9,13 +8,9 @@ import pytest
 import torch
 
 from gradinv.errors import DataError, StorageError
-from gradinv.evaluation.lpips import _FIRES, Lpips
+from gradinv.evaluation.evaluate import metric_of
+from gradinv.evaluation.lpips import _FIRES, Lpips, lpips_for
 from gradinv.files import load_tensors
-
-needs_weights = pytest.mark.skipif(
-    "GRADINV_LPIPS_WEIGHTS" not in os.environ,
-    reason="GRADINV_LPIPS_WEIGHTS does not name an npz of SqueezeNet 1.1's ImageNet weights",
-)
 
 
 def names_and_shapes():
@@ -54,11 +49,10 @@ def lpips(weights):
     return Lpips(weights)
 
 
-@needs_weights
 @pytest.mark.parametrize("convention", ["correct", "paper"])
 def test_check_values(convention):
     """Of lpips 0.1.4, net="squeeze", on images drawn in [-1, 1]."""
-    metric = Lpips(os.environ["GRADINV_LPIPS_WEIGHTS"], convention=convention)
+    metric = Lpips(convention=convention)
     generator = torch.Generator().manual_seed(42)
     a, b = (torch.rand(2, 3, 100, 100, generator=generator) for _ in range(2))
     if convention == "paper":  # takes what it is given, so give what the correct one makes of it
@@ -66,9 +60,8 @@ def test_check_values(convention):
     assert metric(a, b).tolist() == pytest.approx([0.1024, 0.0938], abs=5e-5)
 
 
-@needs_weights
 def test_grows_with_noise():
-    metric = Lpips(os.environ["GRADINV_LPIPS_WEIGHTS"])
+    metric = Lpips()
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, 1, 4, 4, generator=generator)
     image = torch.nn.functional.interpolate(image, (32, 32), mode="bilinear")
@@ -127,6 +120,7 @@ def test_heads_are_those_of_the_package():
     assert hashlib.sha256(content).hexdigest() == HEADS_SHA256
     assert header["source"].startswith("lpips 0.1.4")
     assert "Richard Zhang" in (assets / "LPIPS_LICENSE").read_text()
+    assert "Soumith Chintala" in (assets / "SQUEEZENET_LICENSE").read_text()
 
 
 HEADS_SHA256 = "68f1b1752260e0335c6394983132e210e3ed5c2540e78d239be07671a77130e4"
@@ -185,3 +179,21 @@ class TestRefused:
         message = r"without features\.0\.bias, features\.12\.squeeze\.bias of the right shape; save"
         with pytest.raises(StorageError, match=message):
             Lpips(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(("size", "there"), [(16, False), (17, True), (32, True)])
+def test_images_that_are_too_small_have_none(size, there):
+    assert (lpips_for(None, size) is not None) == there
+
+
+def test_weights_that_were_asked_for_are_loaded_for_any_size(weights, tmp_path):
+    assert isinstance(lpips_for(weights, 8), Lpips)
+    with pytest.raises(StorageError, match=r"expected SqueezeNet 1\.1 weights"):
+        lpips_for(tmp_path / "no.npz", 8)
+
+
+def test_the_papers_convention_has_a_name(generator):
+    a, b = torch.rand(2, 2, 3, 32, 32, generator=generator)
+    measured = metric_of("lpips-paper")(a, b)
+    assert torch.allclose(measured, Lpips(convention="paper")(a, b))
+    assert not torch.allclose(measured, Lpips()(a, b))

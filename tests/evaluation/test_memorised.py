@@ -34,3 +34,14 @@ def test_nothing_to_compare_with_is_no_memory(generator):
     assert not knows(originals, [originals], [torch.full((4, 3, 1, 4, 4), torch.nan)])
     assert not knows(originals, [originals], [torch.empty(4, 0, 1, 4, 4)])
     assert not knows(originals, [], [])
+
+
+def test_decoys_that_are_originals_too_are_no_comparison(generator):
+    """All 18 images of a client that a prior knows: each is at distance 0, and rounding decides."""
+    images = pictures(18, generator)
+    others = torch.stack([images.roll(-number, 0)[1:] for number in range(6)])
+    originals = [images[:2], images[2:4], images[4:6]]
+    assert knows(images[:6], originals, list(others.split(2)))
+    assert not knows(images[6:], originals, list(others.split(2)))
+    # Where every decoy is another batch's original there is nothing to compare with.
+    assert not knows(images[:2], [images[:1], images[1:2]], [images[1:2, None], images[:1, None]])

@@ -38,7 +38,7 @@ from gradinv.data import ImageSet
 from gradinv.data.tensors import of_tensors
 from gradinv.errors import ConfigError, DataError
 from gradinv.evaluation.evaluate import Metric
-from gradinv.evaluation.lpips import Lpips
+from gradinv.evaluation.lpips import lpips_for
 from gradinv.federated import Defense, FedSGD, Protocol, Reveal, logits
 from gradinv.files import output_folder
 from gradinv.models.wrappers import unwrapped_network
@@ -234,7 +234,7 @@ def audit(
             taken from the model.
         reveal: what the server knows beside the update.
         classes: their names, for the report; numbers by default.
-        lpips: SqueezeNet 1.1 weights (npz) for LPIPS, which is left out without them.
+        lpips: SqueezeNet 1.1 weights (npz) for LPIPS; those of the package by default.
         metrics: further ones, by spec (``package.module:function``) or as name -> function. Each
             maps reconstructions and originals in [0, 1], both (image, channel, height, width), to
             one number for each image; they stand under ``others`` in the rows.
@@ -292,7 +292,7 @@ def audit(
         images=image_set,
         model=model,
         prior=prior_of(prior, device),
-        lpips=None if lpips is None else Lpips(Path(lpips)),
+        lpips=lpips_for(lpips, min(image_set.image_shape[1:])),
         metrics=measures,
     )
     with one_thread():

@@ -20,7 +20,7 @@ from gradinv.errors import ConfigError, DataError, PriorError
 from gradinv.evaluation.candidates.lists import candidate_rows
 from gradinv.evaluation.controls import decoy_rows
 from gradinv.evaluation.evaluate import Metric, metric_of
-from gradinv.evaluation.lpips import Lpips
+from gradinv.evaluation.lpips import Lpips, lpips_for
 from gradinv.federated import Defense, parse_defense, trainable
 from gradinv.models import build_model, load_weights, normalized_outside
 from gradinv.models.footprint import require_fits
@@ -60,7 +60,7 @@ class Inputs:
         images: the client's images.
         model: the network in the client's mode, on the device that is computed on.
         prior: the server's generator, if there is one.
-        lpips: the perceptual metric, if its weights were given.
+        lpips: the perceptual metric, if images are large enough for it.
         metrics: name -> further metrics of the matched images.
         notes: what was done to make files fit, a sentence each.
     """
@@ -96,7 +96,7 @@ def load_inputs(config: AuditConfig, *, look: bool = True) -> Inputs:
         require_sound(images, chain(*drawn, *judged_rows(images, drawn, config)))
     wanted = config.data is None and any(attack.uses_prior for attack in attacks.values())
     prior = load_prior(config.prior, device=resolve_device(config.device), embedded=wanted)
-    lpips = None if config.lpips_weights is None else Lpips(Path(config.lpips_weights))
+    lpips = lpips_for(config.lpips_weights, config.image_size)
     return Inputs(attacks, defenses, images, model, prior, lpips, metrics, tuple(notes))
 
 

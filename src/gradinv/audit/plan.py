@@ -110,10 +110,10 @@ class AuditConfig:
     """Where to compute; auto takes a CUDA device if there is one."""
     out: Annotated[str | None, _hint("runs/<time>", "DIR")] = None
     """Folder for the results; the same folder again continues an audit that was stopped."""
-    lpips_weights: Annotated[str | None, _hint("none: LPIPS is left out", "FILE")] = None
-    """SqueezeNet 1.1 weights (npz) for LPIPS."""
+    lpips_weights: Annotated[str | None, _hint("those of the package", "FILE")] = None
+    """Other SqueezeNet 1.1 weights (npz) for LPIPS."""
     metric: Annotated[tuple[str, ...], _hint("none; repeatable", "SPEC")] = ()
-    """A further metric of every image: mse, psnr, ssim or package.module:function."""
+    """A further metric of every image: mse, psnr, ssim, lpips-paper or package.module:function."""
     title: Annotated[str | None, _hint("none", "TEXT")] = None
     """What the report is called."""
     owner: Annotated[str | None, _hint("none", "TEXT")] = None

@@ -33,7 +33,7 @@ from gradinv.evaluation.candidates import (
 )
 from gradinv.evaluation.controls import decoys_for
 from gradinv.evaluation.evaluate import Metric, measured
-from gradinv.evaluation.lpips import Lpips
+from gradinv.evaluation.lpips import SMALLEST, Lpips
 from gradinv.evaluation.metrics import SSIM_WINDOW
 from gradinv.federated import Defense, FedAvg, Protocol, Reveal
 from gradinv.models import batch_norm_layers, fingerprint
@@ -79,7 +79,7 @@ class Judge:
 
     Attributes:
         images: the whole image set, from which decoys are drawn.
-        lpips: the perceptual metric, if its weights were given.
+        lpips: the perceptual metric, if images are large enough for it.
         seed: decides the decoys.
         candidates: how many images candidate search chooses among for each place.
         metrics: name -> further metrics of the matched images.
@@ -225,7 +225,7 @@ class Setup:
             notes.append(local_training_note(self.protocol, self.reveal, self.config.batch_size))
         if self.judge.lpips is None:
             notes.append(
-                "LPIPS is absent: its SqueezeNet weights were not given (--lpips-weights FILE)."
+                f"LPIPS is absent: its network needs images of at least {SMALLEST} pixels a side."
             )
         if (budget := budget_note(self.server.budget)) is not None:
             notes.append(budget)

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from gradinv.data import ClientBatch
 from gradinv.errors import ConfigError, DataError
 from gradinv.evaluation.controls import candidate_errors, count_decoys, ranks_of, two_nearest
+from gradinv.evaluation.lpips import Lpips
 from gradinv.evaluation.matching import match
 from gradinv.evaluation.metrics import mse, psnr, ssim
 from gradinv.resolve import resolve
@@ -237,10 +238,21 @@ def _one_each(name: str, values: object, count: int) -> list[float | None]:
     )
 
 
+@cache
+def _lpips_of_the_paper() -> Lpips:
+    return Lpips(convention="paper")
+
+
+def lpips_paper(preds: Tensor, target: Tensor) -> Tensor:
+    """Returns LPIPS of images that are left in [0, 1], as the code of Jeon et al. 2021 has it."""
+    return _lpips_of_the_paper()(preds.cpu(), target.cpu())
+
+
 METRICS: dict[str, Metric] = {
     "mse": mse,
     "psnr": partial(psnr, data_range=1.0),
     "ssim": partial(ssim, data_range=1.0),
+    "lpips-paper": lpips_paper,
 }
 
 

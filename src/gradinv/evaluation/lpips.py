@@ -1,7 +1,7 @@
 """LPIPS: distance in the features of a network, weighted by human judgement (Zhang et al. 2018).
 
-The SqueezeNet 1.1 variant, version 0.1. The linear heads are embedded; the backbone's ImageNet
-weights are not and come from a file that the user names.
+The SqueezeNet 1.1 variant, version 0.1. Linear heads and backbone come with the package; other
+weights of the backbone can be given.
 """
 
 import zipfile
@@ -32,8 +32,11 @@ _FIRES = {
 }
 _POOLS = (2, 5, 8)
 _TAPS = (1, 4, 7, 9, 10, 11, 12)  # the outputs that lpips calls relu1 ... relu7
-_SMALLEST = 17  # pixels that leave one after conv and three poolings, each halving
+SMALLEST = 17
+"""Pixels a side that leave one after a convolution and three poolings, each halving."""
 
+BACKBONE = "lpips_squeezenet.npz"
+"""Among the package's assets: torchvision's ImageNet weights in 16 bits."""
 
 # How files of arrays begin, many of them and one.
 _ARCHIVE, _ARRAY = b"PK\x03\x04", b"\x93NUMPY"
@@ -69,7 +72,8 @@ class Lpips(nn.Module):
 
     Args:
         weights: ``.npz`` of SqueezeNet 1.1's ImageNet weights under torchvision's names
-            (``features.0.weight`` ...); any float type, the classifier is not needed.
+            (``features.0.weight`` ...); any float type, the classifier is not needed. Those of the
+            package when None.
         convention: ``"correct"`` scales pixels from [0, 1] to the [-1, 1] that the heads were
             fitted on. ``"paper"`` leaves them in [0, 1], as the code of Jeon et al. 2021 did, and
             serves only to compare with the paper's tables.
@@ -82,7 +86,10 @@ class Lpips(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, weights: Path | str, *, convention: Literal["correct", "paper"] = "correct"
+        self,
+        weights: Path | str | None = None,
+        *,
+        convention: Literal["correct", "paper"] = "correct",
     ) -> None:
         super().__init__()
         self.convention = convention
@@ -91,11 +98,15 @@ class Lpips(nn.Module):
             pool = place in _POOLS
             layers.append(nn.MaxPool2d(3, 2, ceil_mode=True) if pool else _Fire(*_FIRES[place]))
         self.features = nn.Sequential(*layers)
-        self._load(Path(weights))
+        assets = resources.files("gradinv") / "assets"
+        if weights is None:
+            with resources.as_file(assets / BACKBONE) as path:
+                self._load(path)
+        else:
+            self._load(Path(weights))
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
-        asset = resources.files("gradinv") / "assets" / "lpips_squeeze_heads.safetensors"
-        with resources.as_file(asset) as path:
+        with resources.as_file(assets / "lpips_squeeze_heads.safetensors") as path:
             heads, _ = load_tensors(path, what="LPIPS heads")
         for name, head in heads.items():
             self.register_buffer(name, head)
@@ -157,9 +168,9 @@ class Lpips(nn.Module):
         Raises:
             DataError: images too small for the network.
         """
-        if min(target.shape[-2:]) < _SMALLEST:
+        if min(target.shape[-2:]) < SMALLEST:
             raise DataError(
-                f"expected images of at least {_SMALLEST}x{_SMALLEST} pixels for LPIPS, got "
+                f"expected images of at least {SMALLEST}x{SMALLEST} pixels for LPIPS, got "
                 f"{target.shape[-2]}x{target.shape[-1]}; choose a larger image size"
             )
         pairs = zip(
@@ -170,3 +181,12 @@ class Lpips(nn.Module):
             head = self.get_buffer(f"head{layer}").view(1, -1, 1, 1)
             distance = distance + ((a - b).square() * head).sum(1).mean((1, 2))
         return distance
+
+
+def lpips_for(weights: Path | str | None, image_size: int) -> Lpips | None:
+    """Returns the metric for images of a size, or None where they are too small for it.
+
+    Weights that were asked for are loaded in any case, and images that are too small for them are
+    then an error of the metric.
+    """
+    return Lpips(weights) if weights is not None or image_size >= SMALLEST else None

@@ -30,6 +30,7 @@ def knows(
 
     For each original the distance to its nearest sample is compared with those of its decoys; an
     original that the prior has not been shown is nearest of N as often as any of them, with 1 / N.
+    Decoys that are originals of another batch are left out: a prior that knows one knows the other.
 
     Args:
         samples: pictures that the prior makes, in [0, 1].
@@ -37,15 +38,26 @@ def knows(
         decoys: for each batch, (batch, decoy, channel, height, width); NaN where there are fewer.
         significance: how often luck may say yes.
     """
+    if not originals:
+        return False
     hits, luck = 0, []
     flat = samples.flatten(1).double().cpu()
+    known = torch.cat([own.flatten(1).double().cpu() for own in originals])
     for own, others in zip(originals, decoys, strict=True):
         counts = count_decoys(others)
         for image, row, count in zip(own, others, counts.tolist(), strict=True):
-            if not count:
+            others_of_label = row[:count].flatten(1).double().cpu()
+            strange = (_distances(others_of_label, known) > 0).all(dim=1)
+            if not strange.any():
                 continue
-            candidates = torch.cat([image[None].to(row), row[:count]]).flatten(1).double().cpu()
-            nearest = torch.cdist(candidates, flat).amin(dim=1)
+            own_flat = image.flatten()[None].double().cpu()
+            candidates = torch.cat([own_flat, others_of_label[strange]])
+            nearest = _distances(candidates, flat).amin(dim=1)
             hits += int((nearest[0] < nearest[1:]).all())
-            luck.append(1 / (count + 1))
+            luck.append(1 / len(candidates))
     return bool(luck) and chance_of(hits, luck) < significance
+
+
+def _distances(a: Float[Tensor, "one pixel"], b: Float[Tensor, "other pixel"]) -> Tensor:
+    """Returns Euclidean distances that are exactly 0 for equal images."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
