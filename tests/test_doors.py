@@ -340,5 +340,5 @@ def test_a_metric_gives_one_number_for_each_image():
 
 
 def test_own_names_come_first():
-    assert set(METRICS) == {"mse", "psnr", "ssim"}
+    assert set(METRICS) == {"mse", "psnr", "ssim", "lpips-paper"}
     assert preset("gi-x") is PRESETS["gi-x"]
