@@ -12,7 +12,7 @@ from gradinv.report import load_cells, stage_grid_png
 
 
 def main() -> int:
-    """Writes the picture of the first two batches."""
+    """Writes the picture of the first two batches under the last defence."""
     if len(sys.argv) != 3:
         print("expected RUN and OUT.png; python -m benchmarks.picture runs/1 docs/audit.png")
         return 2
@@ -20,7 +20,10 @@ def main() -> int:
     try:
         audit = read_json(run / "audit.json")
         batches = sorted({cell["batch"] for cell in audit["cells"]})[:2]
-        write_bytes(out, stage_grid_png(audit, load_cells(run, audit), batches=batches))
+        # The undefended update is attacked beside, first and by one attack alone.
+        defense = audit["config"]["defense"][-1]
+        pictures = stage_grid_png(audit, load_cells(run, audit), defense=defense, batches=batches)
+        write_bytes(out, pictures)
     except GradinvError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
