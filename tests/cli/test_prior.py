@@ -39,6 +39,7 @@ def test_a_prior_is_trained_and_says_how(many, capsys):
     assert captured.out.splitlines()[-1] == "trained, samples in trained/samples.png"
     assert "kernel distance" in captured.out
     assert "gradinv: training 33%, step 1" in captured.err
+    assert "training 100%, step 3, the last; measuring what samples are worth" in captured.err
     assert load_generator(Path("trained")).image_shape == (1, 32, 32)
     card = read_json(Path("trained/card.json"))
     assert card["command"] == "gradinv " + " ".join(TRAIN)

@@ -136,10 +136,11 @@ class WorkProgress:
     def __exit__(self, *exception: object) -> None:
         self.bars.stop()
 
-    def advance(self, fraction: float, detail: str) -> None:
-        """Says that ``fraction`` of the work is done."""
+    def advance(self, fraction: float, detail: str, *, at_once: bool = False) -> None:
+        """Says that ``fraction`` of the work is done; a line of it now and then, or at once."""
         self.bars.update(self.task, completed=fraction, detail=detail)
-        if not shows_bars(self.console) and self.clock() - self.printed >= LINE_SECONDS:
+        due = at_once or self.clock() - self.printed >= LINE_SECONDS
+        if not shows_bars(self.console) and due:
             self.printed = self.clock()
             self.say(f"{self.what} {fraction:.0%}, {detail}")
 

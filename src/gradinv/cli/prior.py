@@ -46,6 +46,11 @@ _ABOVE_ZERO = (
 def show_training(shown: WorkProgress, progress: TrainingProgress) -> None:
     """Shows how far a training is."""
     fraction = progress.fraction
+    if fraction >= 1:
+        # Samples of a flow take minutes to make.
+        detail = f"step {progress.step}, the last; measuring what samples are worth"
+        shown.advance(fraction, detail, at_once=True)
+        return
     left = progress.seconds * (1 - fraction) / fraction if fraction > 0 else None
     detail = (
         f"step {progress.step}, {progress.images_per_second:.0f} images/s, losses "
