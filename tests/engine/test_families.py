@@ -111,7 +111,7 @@ def test_dc_dx_is_the_finite_difference_in_float64(name, generator):
     observation = tiny_observation(model, batch)
     chosen = engine_for(model, observation, distance=Cosine())
     assert chosen.way == ("plain" if name == "transformer" else "exact")
-    check_against_differences(chosen, 2, generator, directions=3)
+    check_against_differences(chosen, 2, generator, directions=3, step=1e-4)
     assert float(chosen.matching(batch.images[None])) == pytest.approx(0, abs=1e-9)
 
 
@@ -124,7 +124,7 @@ def test_batch_norm_as_a_function_is_that_of_the_layer_in_train_mode(generator):
         model, observation, distance=Cosine(), regularizers=(BatchNormMatching(0.1),)
     )
     assert chosen.way == "exact"
-    check_against_differences(chosen, 2, generator, directions=3)
+    check_against_differences(chosen, 2, generator, directions=3, step=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
